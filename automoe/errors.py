@@ -1,0 +1,28 @@
+"""The errors that are meant for the user: a sentence that says what, where, and what to do.
+
+Anything else that is raised is a defect of ours and keeps its traceback.
+"""
+
+
+class AutoMoEError(Exception):
+    """Base of every error whose message is a sentence for the user. Entry points print it and exit with 2."""
+
+
+class DataError(AutoMoEError):
+    """A data set, a file or a record is not what it should be. The message names file and record."""
+
+
+class ConfigError(AutoMoEError):
+    """A configuration key, a flag or an environment variable is wrong. The message names it."""
+
+
+class CheckpointError(AutoMoEError):
+    """A checkpoint is missing, damaged, or doesn't fit the model. The message names file and keys."""
+
+
+class TrainingError(AutoMoEError):
+    """Training cannot go on (a non-finite loss, say). The message names the step and the sample ids."""
+
+
+class WorldError(AutoMoEError):
+    """The embedded world cannot be built or rendered. The message names the town and the reason."""

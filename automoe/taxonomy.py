@@ -1,0 +1,127 @@
+"""Every class list of AutoMoE, and the maps between them. No other module spells a class list.
+
+BDD100K's names follow the official toolkit (bdd100k/configs/{det,drivable,sem_seg}.toml);
+the nineteen semantic classes are Cityscapes' trainIds with 255 as ignore.
+"""
+
+from __future__ import annotations
+
+BDD_DETECTION: tuple[str, ...] = (
+    "pedestrian",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+    "traffic light",
+    "traffic sign",
+)
+"""BDD100K detection classes; the index in this tuple is the model's label, index + 1 the toolkit's id."""
+
+BDD_DETECTION_ALIASES: dict[str, str] = {
+    "bike": "bicycle",
+    "caravan": "car",
+    "motor": "motorcycle",
+    "person": "pedestrian",
+    "van": "car",
+}
+"""Other spellings that the official name mapping accepts for an ordinary class."""
+
+BDD_DETECTION_IGNORED: dict[str, str] = {
+    "other person": "pedestrian",
+    "other vehicle": "car",
+    "trailer": "truck",
+}
+"""Categories that the official scoring turns into ignore regions of an ordinary class."""
+
+DRIVABLE: tuple[str, ...] = ("direct", "alternative", "background")
+"""BDD100K drivable-area classes: 0 the ego's own lane, 1 other lanes that may be used, 2 the rest."""
+
+DRIVABLE_OFFICIAL: tuple[str, ...] = ("direct", "alternative")
+"""The classes over which the official toolkit averages; pixels whose truth is background are skipped."""
+
+SEMANTIC: tuple[str, ...] = (
+    "road",
+    "sidewalk",
+    "building",
+    "wall",
+    "fence",
+    "pole",
+    "traffic light",
+    "traffic sign",
+    "vegetation",
+    "terrain",
+    "sky",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+)
+"""Cityscapes' nineteen classes by trainId."""
+
+IGNORE_INDEX = 255
+"""The pixel value that no loss and no metric looks at."""
+
+SEMANTIC_COLORS: tuple[tuple[int, int, int], ...] = (
+    (128, 64, 128),
+    (244, 35, 232),
+    (70, 70, 70),
+    (102, 102, 156),
+    (190, 153, 153),
+    (153, 153, 153),
+    (250, 170, 30),
+    (220, 220, 0),
+    (107, 142, 35),
+    (152, 251, 152),
+    (70, 130, 180),
+    (220, 20, 60),
+    (255, 0, 0),
+    (0, 0, 142),
+    (0, 0, 70),
+    (0, 60, 100),
+    (0, 80, 100),
+    (0, 0, 230),
+    (119, 11, 32),
+)
+"""Cityscapes' colours (RGB) by trainId."""
+
+DRIVABLE_COLORS: tuple[tuple[int, int, int], ...] = ((219, 94, 86), (86, 211, 219), (0, 0, 0))
+"""The official toolkit's colours (RGB) by drivable class; background is left transparent in pictures."""
+
+DETECTION_COLORS: tuple[tuple[int, int, int], ...] = (
+    (220, 20, 60),
+    (255, 110, 0),
+    (30, 144, 255),
+    (0, 206, 209),
+    (148, 80, 255),
+    (0, 128, 128),
+    (255, 20, 147),
+    (190, 90, 40),
+    (250, 200, 30),
+    (120, 220, 60),
+)
+"""Picture colours (RGB) by detection class."""
+
+DETECTION_TO_SEMANTIC: dict[str, str] = {
+    name: ("person" if name == "pedestrian" else name) for name in BDD_DETECTION
+}
+"""The semantic class of the pixels that a detection class covers."""
+
+BDD_WEATHER: tuple[str, ...] = ("clear", "overcast", "partly cloudy", "rainy", "snowy", "foggy", "undefined")
+BDD_TIME_OF_DAY: tuple[str, ...] = ("daytime", "night", "dawn/dusk", "undefined")
+BDD_SCENE: tuple[str, ...] = (
+    "city street",
+    "highway",
+    "residential",
+    "parking lot",
+    "gas stations",
+    "tunnel",
+    "undefined",
+)
+BDD_LIGHT_COLORS: tuple[str, ...] = ("green", "yellow", "red", "NA")
