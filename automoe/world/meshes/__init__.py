@@ -1,0 +1,40 @@
+"""Procedural assets of the embedded world: every mesh and texture is made here from a random generator, none is loaded.
+
+Frame of every asset: x forward, y left, z up, metres, origin on the ground.
+"""
+
+from automoe.world.meshes.buildings import make_building
+from automoe.world.meshes.people import make_person
+from automoe.world.meshes.street import (
+    make_bus_stop,
+    make_fence,
+    make_pole,
+    make_signal_head,
+    make_signal_mast,
+    make_street_lamp,
+    make_traffic_sign,
+    make_wall,
+)
+from automoe.world.meshes.textures import TEXTURES
+from automoe.world.meshes.vegetation import make_bush, make_hedge, make_tree
+from automoe.world.meshes.vehicles import make_train, make_two_wheeler, make_vehicle
+
+__all__ = [
+    "TEXTURES",
+    "make_building",
+    "make_bus_stop",
+    "make_bush",
+    "make_fence",
+    "make_hedge",
+    "make_person",
+    "make_pole",
+    "make_signal_head",
+    "make_signal_mast",
+    "make_street_lamp",
+    "make_traffic_sign",
+    "make_train",
+    "make_tree",
+    "make_two_wheeler",
+    "make_vehicle",
+    "make_wall",
+]
