@@ -1,10 +1,10 @@
 """BDD100K as people have it on disk: what a tree holds, and its frames one by one. Nothing is written here.
 
 The official layout is `images/{100k,10k}/<split>/*.jpg` with `labels/det_20/det_<split>.json`,
-`labels/drivable/masks/<split>/*.png` and `labels/sem_seg/masks/<split>/*.png`. The common variants are found too:
-folders a level up or down, `labels/detection2020`, `labels/bdd100k_labels_images_<split>.json`, one JSON per image,
-`labels/segmentation/<split>`, old mask names and values. Which of two folders is meant is decided by content: the
-image folder that has the labels' names, the mask folder whose files hold class ids.
+`labels/drivable/masks/<split>/*.png` and `labels/sem_seg/masks/<split>/*.png`. The common variants are found
+too: folders a level up or down, `labels/detection2020`, `labels/bdd100k_labels_images_<split>.json`, one JSON
+per image, `labels/segmentation/<split>`, old mask names and values. Which of two folders is meant is decided
+by content: the image folder that has the labels' names, the mask folder whose files hold class ids.
 """
 
 from __future__ import annotations
@@ -85,7 +85,17 @@ _LABELS = {
 }
 _MASK_SUFFIXES = ("_drivable_id.png", "_train_id.png", ".png")
 # Folders that are never a base: their content is what the patterns above name.
-_NOT_A_BASE = {"automoe_prepared", "100k", "10k", "masks", "colormaps", "bitmasks", "polygons", "rles", *SPLITS}
+_NOT_A_BASE = {
+    "automoe_prepared",
+    "100k",
+    "10k",
+    "masks",
+    "colormaps",
+    "bitmasks",
+    "polygons",
+    "rles",
+    *SPLITS,
+}
 # Kinds of annotation that share the old label files with boxes and carry polygons instead.
 _NO_BOX_CATEGORIES = {"drivable area", "lane", "area/drivable", "area/alternative"}
 _LOOK_AT = 16
@@ -228,7 +238,8 @@ def records(root: Path | str, task: str, split: str) -> Iterator[Record]:
 
 
 def frames(source: Source) -> Iterator[dict[str, Any]]:
-    """Yields a source's frames as dictionaries: of the label JSON, or `{"name": ...}` for each file of a folder.
+    """Yields a source's frames as dictionaries: of the label JSON, or `{"name": ...}` for each file of a
+    folder.
 
     Raises DataError naming the file where the JSON is truncated or isn't a list of frames.
     """
@@ -287,7 +298,7 @@ def read_class_mask(data: bytes, source: Source, where: str) -> np.ndarray:
     return ids
 
 
-# --- labels -----------------------------------------------------------------------------------------------------
+# --- labels -------------------------------------------------------------------------------------------------
 
 
 def _parse_labels(labels: list[dict[str, Any]], where: str) -> dict[str, Any]:
@@ -364,7 +375,7 @@ def _impossible(box2d: Any) -> str | None:
     return None
 
 
-# --- layout -----------------------------------------------------------------------------------------------------
+# --- layout -------------------------------------------------------------------------------------------------
 
 
 def _bases(root: Path) -> list[Path]:
@@ -411,7 +422,9 @@ def _find_source(root: Path, bases: list[Path], task: str, split: str) -> Source
             if images_split != split:
                 notes.append(f"the images of the {split} labels lie in the folder of {images_split}")
             if background_first:
-                notes.append("masks hold 0 background, 1 direct, 2 alternative (2018 release); they are mapped")
+                notes.append(
+                    "masks hold 0 background, 1 direct, 2 alternative (2018 release); they are mapped"
+                )
             return Source(task, split, folder, labels, suffix, mask_suffix, background_first, tuple(notes))
     looked = ", ".join(pattern.format(s=split) for pattern in _LABELS[task])
     why = f" ({'; '.join(remarks)})" if remarks else ""

@@ -1,7 +1,7 @@
 """Pictures and class masks as bytes on disk: decoding, the header, and the checks that say why one is broken.
 
-JPEG goes through libjpeg-turbo (`simplejpeg`), at half, a quarter or an eighth of its size where the caller needs
-no more: decoding is what limits the speed of a data loader. There is no second decoder to fall back to.
+JPEG goes through libjpeg-turbo (`simplejpeg`), at half, a quarter or an eighth of its size where the caller
+needs no more: decoding is what limits the speed of a data loader. There is no second decoder to fall back to.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def load_image(path: Path | str) -> np.ndarray:
 def read_mask(data: bytes, where: str) -> np.ndarray:
     """Class ids of a mask PNG as found: uint8 [H,W].
 
-    Palette images give their indices (that is where ids live, whatever the colours), RGB ones their value where the
-    three channels agree. Raises DataError for colours, for other modes and for damaged files.
+    Palette images give their indices (that is where ids live, whatever the colours), RGB ones their value
+    where the three channels agree. Raises DataError for colours, for other modes and for damaged files.
     """
     try:
         with Image.open(io.BytesIO(data)) as picture:

@@ -14,7 +14,8 @@ _SPACE = " \t\r\n"
 
 
 def iter_json_records(path: Path) -> Iterator[Any]:
-    """Yields the items of a JSON list, or of `{"frames": [...]}`; one object without a frames list is one item.
+    """Yields the items of a JSON list, or of `{"frames": [...]}`; one object without a frames list is one
+    item.
 
     A list is read in pieces, so that memory holds one item and one piece. (The wrapped form is read at once.)
     Raises DataError naming file and record where the text ends early or isn't JSON.
@@ -28,7 +29,9 @@ def iter_json_records(path: Path) -> Iterator[Any]:
             else:
                 yield from _wrapped_items(head + text.read(), path)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not text ({error.reason} at byte {error.start}); download it again") from error
+        raise DataError(
+            f"{path} is not text ({error.reason} at byte {error.start}); download it again"
+        ) from error
     except OSError as error:
         raise DataError(f"cannot read the labels {path}: {error.strerror}") from error
 
