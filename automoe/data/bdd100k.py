@@ -207,7 +207,7 @@ class Record:
 
 
 def find_layout(root: Path | str) -> Bdd100kLayout:
-    """Finds images and labels of every task and split under `root`. Raises DataError where `root` is no folder."""
+    """Finds every task's and split's images and labels. Raises DataError where `root` is no folder."""
     root = Path(root)
     if not root.is_dir():
         raise DataError(
@@ -283,7 +283,7 @@ def parse_frame(frame: Any, source: Source) -> Record:
 
 
 def read_class_mask(data: bytes, source: Source, where: str) -> np.ndarray:
-    """A mask's bytes as class ids of the task, uint8 [H,W], 255 = ignore. Raises DataError for unknown ids."""
+    """A mask's bytes as the task's class ids, uint8 [H,W], 255 = ignore. DataError for unknown ids."""
     ids = read_mask(data, where)
     if source.background_first:
         ids = _from_background_first(ids)
@@ -292,8 +292,8 @@ def read_class_mask(data: bytes, source: Source, where: str) -> np.ndarray:
     if unknown:
         listed = ", ".join(map(str, unknown[:8]))
         raise DataError(
-            f"{where} holds the class id{'s' if len(unknown) > 1 else ''} {listed}, unknown for {source.task} "
-            f"(0 to {classes - 1}, and 255 for ignore)"
+            f"{where} holds class ids that {source.task} doesn't have: {listed} "
+            f"(known are 0 to {classes - 1}, and 255 for ignore)"
         )
     return ids
 
@@ -319,7 +319,7 @@ def _parse_labels(labels: list[dict[str, Any]], where: str) -> dict[str, Any]:
         attributes = label.get("attributes") or {}
         color = _light_color(attributes.get("trafficLightColor"), at)
         reason = _impossible(box2d)
-        if reason:
+        if reason is not None or box2d is None:
             rejected.append(f"{at} ({category}): {reason}")
             continue
         boxes.append(tuple(float(box2d[key]) for key in ("x1", "y1", "x2", "y2")))
@@ -361,7 +361,7 @@ def _light_color(value: Any, where: str) -> str:
 
 
 def _impossible(box2d: Any) -> str | None:
-    """Why a box can't be one. Zero width or height passes: the official score counts such a box as one pixel."""
+    """Why a box can't be one. Zero width passes: the official score counts such a box as one pixel wide."""
     if not isinstance(box2d, dict):
         return "it has no box2d"
     try:
@@ -429,8 +429,8 @@ def _find_source(root: Path, bases: list[Path], task: str, split: str) -> Source
     looked = ", ".join(pattern.format(s=split) for pattern in _LABELS[task])
     why = f" ({'; '.join(remarks)})" if remarks else ""
     raise DataError(
-        f"no {task} labels with images for split {split!r} under {root}{why}; looked there, up to two folders down, "
-        f"for {looked}"
+        f"no {task} labels with images for split {split!r} under {root}{why}; "
+        f"looked there, up to two folders down, for {looked}"
     )
 
 
@@ -486,7 +486,7 @@ def _from_background_first(ids: np.ndarray) -> np.ndarray:
 
 
 def _find_images(bases: list[Path], task: str, split: str, stems: list[str]) -> tuple[Path, str, str] | None:
-    """(folder, suffix, split of the folder) with the most of the given images, the most official among equals."""
+    """(folder, suffix, its split) with most of the given images, the most official among equals."""
     patterns = _IMAGES_10K if task == "segmentation" else _IMAGES_100K
     best, best_count = None, 0
     for wanted in (split, *(other for other in SPLITS if other != split)):

@@ -36,7 +36,7 @@ def jpeg_size(data: bytes, where: str) -> tuple[int, int]:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise DataError(f"{where} is not a readable JPEG ({error})") from error
-    return height, width
+    return int(height), int(width)
 
 
 def decode_jpeg(data: bytes, where: str, *, needed_scale: float = 1.0) -> Decoded:

@@ -1,10 +1,10 @@
 """Prepared sets: one directory for each task and split, made from a raw tree in one resumable pass.
 
     <prepared>/<task>/<split>/
-        data-00000-of-00012.arrow     rows with the JPEG bytes as found; with the two JSON files below it is
-        state.json, dataset_info.json a Hugging Face data set on disk (`datasets.load_from_disk`),
-        memory-mapped quarantine.jsonl              what could not be used, one reason a line
-        manifest.json                 written last: without it the set is unfinished
+        data-00000-of-00012.arrow      rows with the JPEG bytes as found, and beside it its account
+        state.json, dataset_info.json  make the shards a set for Hugging Face `datasets.load_from_disk`
+        quarantine.jsonl               what could not be used, one reason a line
+        manifest.json                  written last: without it the set is unfinished
 
 Columns: name, image (JPEG bytes), height, width, weather, scene, timeofday, boxes (pixel xyxy), labels,
 ignored, occluded, truncated; and mask (8-bit PNG of class ids) for drivable and segmentation.
@@ -78,7 +78,7 @@ class PreparedInfo:
 
     @classmethod
     def load(cls, path: Path | str) -> PreparedInfo:
-        """Reads a prepared directory's manifest. Raises DataError where it is missing, damaged or outdated."""
+        """Reads a prepared directory's manifest. Raises DataError where it is missing or outdated."""
         path = Path(path)
         manifest = _manifest(path)
         if manifest is None:
@@ -87,8 +87,8 @@ class PreparedInfo:
             )
         if manifest["format_version"] != FORMAT_VERSION:
             raise DataError(
-                f"{path} has format version {manifest['format_version']}, this program reads {FORMAT_VERSION}; "
-                "run `automoe prepare bdd100k` again"
+                f"{path} has format version {manifest['format_version']}, this program reads "
+                f"{FORMAT_VERSION}; run `automoe prepare bdd100k` again"
             )
         if tuple(manifest["classes"]) != TASK_CLASSES[manifest["task"]]:
             raise DataError(f"{path / MANIFEST} lists other classes than this program; prepare the set again")
@@ -236,7 +236,7 @@ def _prepare(
 
 
 def _plan(source: Source) -> tuple[list[Record], list[Quarantined]]:
-    """The records to read, and those whose labels alone rule them out. Raises DataError for truncated JSON."""
+    """The records to read, and those whose labels rule them out. Raises DataError for truncated JSON."""
     usable: list[Record] = []
     quarantined: list[Quarantined] = []
     seen: set[str] = set()
@@ -359,8 +359,8 @@ def _disk_errors(out: Path) -> Iterator[None]:
         if is_full_disk(error):
             kept = len(list(out.glob("data-*.arrow")))
             raise DataError(
-                f"the disk of {out} is full: the {kept} finished shards are kept, nothing is half-written; free "
-                "space or name another place with --prepared_dir, and run the same command again to go on"
+                f"the disk of {out} is full: the {kept} finished shards are kept, nothing is half-written; "
+                "free space or name another place with --prepared_dir, then run the same command to go on"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise DataError(
@@ -390,7 +390,7 @@ def _default_workers() -> int:
     return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-# --- is it still the same source? ---------------------------------------------------------------------------
+# --- is it still the same source? ---
 
 
 def _why_stale(out: Path, source: Source) -> str | None:

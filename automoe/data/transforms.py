@@ -54,8 +54,9 @@ class AugmentConfig:
         low, high = self.scale
         if not 0 < low <= high:
             raise ConfigError(f"augment.scale must be two rising positive numbers, not {self.scale}")
-        for name in ("stretch", "flip", "brightness", "contrast", "saturation", "gamma", "blur",
-            "min_visible"): if not 0 <= getattr(self, name) <= 1:
+        shares = "stretch flip brightness contrast saturation gamma blur min_visible"
+        for name in shares.split():
+            if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augment.{name} must lie between 0 and 1, not {getattr(self, name)}")
 
 
@@ -77,7 +78,7 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """The whole image at network size, centred on grey where the aspect ratio differs. No box becomes ignored."""
+    """The whole image at network size, centred on grey where the aspect ratio differs. No box is ignored."""
 
     size: tuple[int, int]
     min_visible: float = field(default=0.0, init=False)
@@ -94,7 +95,7 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random zoom, crop, mirror and colours, all drawn from the generator given: same generator, same picture."""
+    """Random zoom, crop, mirror and colours, all drawn from the generator given."""
 
     size: tuple[int, int]
     augment: AugmentConfig = AugmentConfig()
@@ -179,7 +180,7 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> 
 
 
 def warp_mask(mask: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Moves class ids uint8 [h,w] into [H,W]: each pixel takes the id under its centre, 255 beyond the image."""
+    """Moves class ids uint8 [h,w] into [H,W]: the id under each pixel's centre, 255 beyond the image."""
     rows, columns = _sources(matrix, size)
     outside_y, outside_x = (rows < 0) | (rows >= mask.shape[0]), (columns < 0) | (columns >= mask.shape[1])
     moved = mask.take(np.where(outside_y, 0, rows), axis=0).take(np.where(outside_x, 0, columns), axis=1)
@@ -206,9 +207,9 @@ def move_boxes(boxes: np.ndarray, matrix: np.ndarray, transform: Transform) -> M
     clipped = moved.clip(0, [width, height, width, height])
     sides, clipped_sides = moved[:, 2:] - moved[:, :2], clipped[:, 2:] - clipped[:, :2]
     # A box without width inside the picture is all there; one that touches the edge from outside isn't.
-    inside = (moved[:, :2] < (width, height)) & (moved[:, 2:] > 0)
+    inside: np.ndarray = np.logical_and(moved[:, :2] < (width, height), moved[:, 2:] > 0)
     visible = np.where(sides > 0, clipped_sides / np.where(sides > 0, sides, 1), inside).prod(axis=1)
-    kept = inside.all(axis=1)
+    kept: np.ndarray = np.all(inside, axis=1)
     too_little = (visible < transform.min_visible) | (
         np.sqrt(clipped_sides.prod(axis=1)) < transform.min_pixels
     )
