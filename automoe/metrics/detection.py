@@ -1,15 +1,16 @@
 """Detection metrics of BDD100K: COCO average precision and recall under the official conventions.
 
 Conventions (scalabel eval/detect.py and label/to_coco.py): a box's width is x2 - x1 + 1 and its height
-y2 - y1 + 1 in raw pixels, area ranges are COCO's on that area, at most 100 detections count for each image and
-class, and crowd boxes and ignored categories are regions in which a detection is neither right nor wrong.
-The matching itself is faster-coco-eval's. `DetectionMetrics` accumulates samples while training and merges what
-several processes gathered; `score_detection` scores label files with the same code.
+y2 - y1 + 1 in raw pixels, area ranges are COCO's on that area, at most 100 detections count for each image
+and class, and crowd boxes and ignored categories are regions in which a detection is neither right nor wrong.
+The matching itself is faster-coco-eval's. `DetectionMetrics` accumulates samples while training and merges
+what several processes gathered; `score_detection` scores label files with the same code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from automoe.errors import DataError
 from automoe.metrics.scalabel import Frame, frame_boxes, pair_frames
 from automoe.taxonomy import BDD_DETECTION
 
-MAX_DETECTIONS = (1, 10, 100)
+MAX_DETECTIONS: tuple[int, ...] = (1, 10, 100)
 _AREAS = ("all", "small", "medium", "large")
 _IOU_50, _IOU_75 = 0, 5  # positions in COCO's thresholds 0.50, 0.55, ..., 0.95
 
@@ -260,10 +261,8 @@ def score_detection(truth: Sequence[Frame], predicted: Sequence[Frame]) -> Score
     metrics = DetectionMetrics()
     for truth_frame, predicted_frame in pair_frames(truth, predicted):
         gt = frame_boxes(truth_frame, need_scores=False)
-        pred = frame_boxes(
-            predicted_frame or Frame(truth_frame.name, None, [], None, truth_frame.where), need_scores=True
-        )
-        # The name comes first: images are then ranked as in the official tool, which matters for equal scores.
+        pred = frame_boxes(predicted_frame or replace(truth_frame, labels=[]), need_scores=True)
+        # The name comes first: images then stand in the official order, which matters for equal scores.
         sample_id = f"{truth_frame.name} {truth_frame.video or ''}"
         metrics.add(
             sample_id, gt.boxes_xyxy, gt.labels, gt.ignored, pred.boxes_xyxy, pred.scores, pred.labels

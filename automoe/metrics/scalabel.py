@@ -30,7 +30,7 @@ _PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of a label file: its labels as found (an absent or null list is empty) and where it stands."""
+    """One frame of a label file: its labels as found (an absent or null list is empty) and its place."""
 
     name: str
     video: str | None
@@ -125,7 +125,7 @@ def map_detection_category(category: object, where: str) -> tuple[int, bool]:
     The aliases and the ignored categories are those of the official configuration. Raises DataError for a
     name that is neither.
     """
-    name = BDD_DETECTION_ALIASES.get(category, category) if isinstance(category, str) else category
+    name = BDD_DETECTION_ALIASES.get(category, category) if isinstance(category, str) else ""
     if name in BDD_DETECTION_IGNORED:
         return BDD_DETECTION.index(BDD_DETECTION_IGNORED[name]), True
     if name not in BDD_DETECTION:
@@ -199,7 +199,7 @@ def _index_frames(frames: Iterable[Frame], by_video: bool, role: str) -> dict[st
         key = f"{frame.video}/{frame.stem}" if by_video else frame.stem
         if key in indexed:
             raise DataError(
-                f"{frame.where}: this frame appears twice in {role} (first as {indexed[key].where}); keep one."
+                f"{frame.where} appears twice in {role} (the first time as {indexed[key].where}); keep one."
             )
         indexed[key] = frame
     return indexed
@@ -277,7 +277,7 @@ def decode_rle(rle: Any, where: str) -> np.ndarray:
     except (TypeError, KeyError, ValueError) as error:
         raise DataError(f'{where}: "rle" needs "size": [height, width] and "counts".') from error
     runs = _unpack_counts(counts) if isinstance(counts, str) else np.asarray(counts)
-    sound = runs is not None and runs.ndim == 1 and runs.dtype.kind in "iu" and not np.any(runs < 0)
+    sound = runs.ndim == 1 and runs.dtype.kind in "iu" and bool(np.all(runs >= 0))
     if not sound or int(runs.sum()) != height * width:
         raise DataError(
             f"{where}: the run-length counts do not fill a {width}x{height} mask; the record is damaged."
@@ -286,16 +286,16 @@ def decode_rle(rle: Any, where: str) -> np.ndarray:
     return np.repeat(values, runs).reshape(width, height).T
 
 
-def _unpack_counts(counts: str) -> np.ndarray | None:
-    """Run lengths from COCO's packed string, or None where it isn't one."""
+def _unpack_counts(counts: str) -> np.ndarray:
+    """Run lengths from COCO's packed string; empty where it isn't one."""
     codes = np.frombuffer(counts.encode("utf-8"), dtype=np.uint8).astype(np.int64) - 48
     if len(codes) == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        return None
+        return np.zeros(0, dtype=np.int64)
     ends = np.flatnonzero((codes & 32) == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > 10:
-        return None
+        return np.zeros(0, dtype=np.int64)
     shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
     values = np.add.reduceat((codes & 31) << shifts, starts)
     negative = (codes[ends] & 16) != 0

@@ -23,7 +23,7 @@ _SUFFIXES = {
     "drivable": ("IoU", "IoU_3class"),
     "segmentation": ("IoU",),
 }
-_MEANS = {"IoU": "mIoU", "IoU_3class": "mIoU_3class"}
+_MEANS = {"AP": "AP", "AP50": "AP50", "IoU": "mIoU", "IoU_3class": "mIoU_3class"}
 
 
 def score_bdd100k(task: Task, gt: Path, pred: Path) -> Scores:
@@ -79,7 +79,7 @@ def format_table(metrics: Mapping[str, float | None], task: Task) -> str:
     names = list(dict.fromkeys(key.split("/", 1)[1] for key in metrics if "/" in key))
     shown = {f"{column}/{name}" for column in columns for name in names}
     rows = [(name, [metrics.get(f"{column}/{name}") for column in columns]) for name in names]
-    means = [_MEANS.get(column, column) for column in columns]
+    means = [_MEANS[column] for column in columns]
     width = max(len(name) for name in (*names, "mean"))
     header = f"{'':{width}}" + "".join(f"{column:>12}" for column in columns)
     rule = "-" * len(header)

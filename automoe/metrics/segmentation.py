@@ -1,10 +1,10 @@
 """Segmentation metrics of BDD100K: one global confusion matrix and the official numbers made from it.
 
-Conventions (bdd100k eval/seg.py, scalabel eval/sem_seg.py): 255 in the truth is not looked at; a predicted value
-that is no class is wrong wherever the truth is one; classes without truth are left out of the means; a missing
-prediction is wrong everywhere. The official "accuracy" of a class divides by the pixels *predicted* as that
-class; `mAcc` keeps that definition. For drivable areas the official numbers look at direct and alternative and
-skip pixels whose truth is background; the ordinary ones over three classes stand beside them.
+Conventions (bdd100k eval/seg.py, scalabel eval/sem_seg.py): 255 in the truth is not looked at; a predicted
+value that is no class is wrong wherever the truth is one; classes without truth are left out of the means; a
+missing prediction is wrong everywhere. The official "accuracy" of a class divides by the pixels *predicted*
+as that class; `mAcc` keeps that definition. For drivable areas the official numbers look at direct and
+alternative and skip pixels whose truth is background; the ordinary ones over three classes stand beside them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from automoe.errors import DataError
-from automoe.metrics.scalabel import check_names, frame_mask, pair_frames, read_frames
+from automoe.metrics.scalabel import Frame, check_names, frame_mask, pair_frames, read_frames
 from automoe.taxonomy import DRIVABLE, DRIVABLE_OFFICIAL, IGNORE_INDEX, SEMANTIC
 
 SegmentationTask = Literal["drivable", "segmentation"]
@@ -52,14 +52,14 @@ class ConfusionMatrix:
             raise DataError(
                 f"the predicted mask is {_size(pred)} and the true one {_size(target)}; sizes must agree."
             )
-        # One pass over all pairs of bytes, then the few that matter: no masking of pixels, no copies per class.
+        # One pass over all pairs of bytes, from which the few that matter are taken: no pixel is masked.
         pairs = (_as_bytes(target, "truth").astype(np.uint16) << 8) | _as_bytes(pred, "prediction")
         table = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
         strange = np.flatnonzero(table[self.num_classes : IGNORE_INDEX].sum(axis=1))
         if strange.size:
             raise DataError(
-                f"the true mask holds the value {self.num_classes + int(strange[0])}, which is neither a class "
-                f"(0 to {self.num_classes - 1}) nor {IGNORE_INDEX} (ignore)."
+                f"the true mask holds the value {self.num_classes + int(strange[0])}, which is neither "
+                f"a class (0 to {self.num_classes - 1}) nor {IGNORE_INDEX} (ignore)."
             )
         self.counts[:, :-1] += table[: self.num_classes, : self.num_classes]
         self.counts[:, -1] += table[: self.num_classes, self.num_classes :].sum(axis=1)
@@ -134,8 +134,8 @@ def _drivable_scores(counts: np.ndarray) -> Scores:
 class SegmentationMetrics:
     """Drivable or semantic metrics accumulated sample by sample.
 
-    Each sample's counts are kept by its id, so that a sample counts once whichever process adds it and however
-    often; the result does not depend on the order of samples, nor on the number of processes.
+    Each sample's counts are kept by its id, so that a sample counts once whichever process adds it and
+    however often; the result does not depend on the order of samples, nor on the number of processes.
     """
 
     def __init__(self, task: SegmentationTask) -> None:
@@ -201,15 +201,17 @@ class SegmentationMetrics:
 
 @dataclass(frozen=True)
 class MaskRecord:
-    """A mask that is read when it is needed; `load` gives None where a label file draws nothing."""
+    """A mask that is read when it is needed; `load` gives None where a label file draws nothing and tells no
+    size, which then stands for a mask of `fill`."""
 
     where: str
     load: Callable[[], np.ndarray | None]
+    fill: int = IGNORE_INDEX
 
 
 def score_segmentation(task: SegmentationTask, truth: Path, predicted: Path) -> Scores:
-    """Score masks against true ones: each path is a folder of PNG masks or a run-length label JSON (or a folder
-    of those). Masks meet by file stem, are read one at a time by each worker, and must agree in size.
+    """Score predicted masks against true ones, each a folder of PNG masks, a run-length label JSON, or a
+    folder of those. Masks meet by file stem, are read one at a time by each worker, and must agree in size.
 
     A mask without prediction counts as all wrong, a prediction without truth is not scored (both are warned
     of). Raises DataError with file and record for whatever can't be read or doesn't fit.
@@ -222,7 +224,7 @@ def score_segmentation(task: SegmentationTask, truth: Path, predicted: Path) -> 
         _score_pair(one, name, *pairs[name])
         return name, one.confusion()
 
-    # Decoding PNG and counting both release the interpreter lock; a worker holds two masks at most.
+    # Decoding a PNG releases the interpreter lock; a worker holds two masks at most.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as workers:
         for name, counts in workers.map(count, pairs):
             metrics.add_counts(name, counts)
@@ -234,21 +236,21 @@ def _score_pair(
 ) -> None:
     target = truth.load()
     pred = predicted.load() if predicted is not None else None
+    if target is None and pred is not None:
+        target = np.full(pred.shape, truth.fill, dtype=np.uint8)
     if target is None:
-        return  # the truth draws nothing and has no size: not one pixel to look at
-    if pred is None:
+        return  # neither side has a size: not one pixel to look at
+    if predicted is None:
         metrics.add_missing(name, target)
         return
-    assert predicted is not None
+    if pred is None:
+        pred = np.full(target.shape, predicted.fill, dtype=np.uint8)
     if pred.shape != target.shape:
         raise DataError(
             f"{predicted.where} is {_size(pred)}, but its ground truth {truth.where} is {_size(target)}; "
             "predictions must have the size of the ground truth."
         )
-    try:
-        metrics.add(truth.where, pred, target)
-    except DataError as error:
-        raise DataError(str(error)) from error
+    metrics.add(truth.where, pred, target)
 
 
 def _pair_masks(
@@ -290,11 +292,11 @@ def _pair_frame_masks(
     }
 
 
-def _frame_record(task: SegmentationTask, frame: Any, strict: bool) -> MaskRecord:
+def _frame_record(task: SegmentationTask, frame: Frame, strict: bool) -> MaskRecord:
     # What a drivable label file does not paint is background; in a semantic one it is unlabelled.
     classes = DRIVABLE_OFFICIAL if task == "drivable" else SEMANTIC
     fill = DRIVABLE.index("background") if task == "drivable" else IGNORE_INDEX
-    return MaskRecord(frame.where, lambda: frame_mask(frame, classes, fill, strict))
+    return MaskRecord(frame.where, lambda: frame_mask(frame, classes, fill, strict), fill)
 
 
 def _open_masks(task: SegmentationTask, path: Path, strict: bool) -> dict[str, MaskRecord]:
@@ -316,7 +318,7 @@ def _open_masks(task: SegmentationTask, path: Path, strict: bool) -> dict[str, M
 
 
 def read_mask(file: Path) -> np.ndarray:
-    """Read a PNG of class indices as [H, W]: 8-bit grey, palette (the indices count), or 16-bit.
+    """Read a PNG of class indices as [H, W]: grey of any depth, or palette (the indices count).
 
     Raises DataError for a file that cannot be decoded or is a colour picture.
     """
