@@ -1,0 +1,364 @@
+"""MuJoCo as the camera: colour, depth and instance pictures of a scene, headless through EGL.
+
+A town is compiled once; road users are pre-allocated mocap bodies that a scene moves to their places. What comes out
+is lit by sun and sky only: lamps, weather and the sky itself are added by look.py.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from automoe.errors import WorldError
+from automoe.taxonomy import IGNORE_INDEX, SEMANTIC
+from automoe.world.meshes import TEXTURES
+from automoe.world.parts import Asset, Material, Part
+from automoe.world.scene import Camera, Scene, StagedTown
+
+NEAR, FAR = 0.25, 1400.0
+_HIDDEN_GROUP = 5
+_EGL_ADVICE = (
+    "the world cannot be rendered: no off-screen OpenGL ({reason}); on Debian or Ubuntu run "
+    "`apt-get install libegl1 libgl1-mesa-dri`, then try again"
+)
+
+
+def _import_mujoco():
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        import mujoco  # noqa: PLC0415 - the GL back end is chosen by the environment at import
+    except Exception as problem:
+        raise WorldError(_EGL_ADVICE.format(reason=str(problem).splitlines()[0] if str(problem) else "?")) from problem
+    return mujoco
+
+
+@dataclass(frozen=True)
+class Light:
+    """Sun and sky for the renderer: colours in 0..1, direction in which the sunlight travels (world)."""
+
+    sun: tuple[float, float, float] = (0.75, 0.72, 0.68)
+    sky: tuple[float, float, float] = (0.45, 0.47, 0.5)
+    direction: tuple[float, float, float] = (0.3, 0.4, -0.85)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a camera saw. `geom` is -1 where nothing is (the sky).
+
+    rgb: uint8 [H, W, 3]. depth: float32 [H, W], metres along the optical axis, inf in the sky. geom: int32 [H, W],
+    MuJoCo geom ids. semantic: uint8 [H, W] trainIds. instance: int32 [H, W], 0 for things without a box.
+    """
+
+    rgb: np.ndarray
+    depth: np.ndarray
+    geom: np.ndarray
+    semantic: np.ndarray
+    instance: np.ndarray
+
+
+class Renderer:
+    """Renders scenes of one staged town at one picture size. Use it as a context manager, or call close()."""
+
+    def __init__(self, stage: StagedTown, width: int, height: int) -> None:
+        self._mujoco = mujoco = _import_mujoco()
+        self.stage, self.width, self.height = stage, width, height
+        builder = _ModelBuilder(mujoco, stage)
+        self.model = builder.compile(width, height)
+        self.data = mujoco.MjData(self.model)
+        self._tables(builder)
+        try:
+            self._gl = mujoco.GLContext(width, height)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except Exception as problem:
+            raise WorldError(_EGL_ADVICE.format(reason=str(problem) or type(problem).__name__)) from problem
+        self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._viewport = mujoco.MjrRect(0, 0, width, height)
+        self._scene = mujoco.MjvScene(self.model, maxgeom=self.model.ngeom + 16)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = 0
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_HAZE] = 0
+        self._option = mujoco.MjvOption()
+        self._option.geomgroup[:] = [1, 0, 0, 0, 0, 0]
+        self._free_camera = mujoco.MjvCamera()
+        self._perturb = mujoco.MjvPerturb()
+
+    def __enter__(self) -> Renderer:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the OpenGL context."""
+        if self._gl is not None:
+            self._context.free()
+            self._gl.free()
+            self._gl = None
+
+    def _tables(self, builder: _ModelBuilder) -> None:
+        names = [self.model.geom(index).name for index in range(self.model.ngeom)]
+        self.geom_label = np.array([builder.label[name] for name in names] + [SEMANTIC.index("sky")], np.uint8)
+        self.geom_material = [builder.material[name] for name in names]
+        self.geom_static_instance = np.array([builder.instance[name] for name in names] + [0], np.int32)
+        self.geom_body = self.model.geom_bodyid.copy()
+        self._geom_signal = {i: builder.signal[name] for i, name in enumerate(names) if name in builder.signal}
+        self._slots = {
+            key: [int(self.model.body(body).id) for body in bodies] for key, bodies in builder.slots.items()
+        }
+        self._rider_slots = {
+            int(self.model.body(mount).id): int(self.model.body(rider).id) for mount, rider in builder.riders.items()
+        }
+        self._shadow_geoms = np.array([i for i, m in enumerate(self.geom_material) if m.name == "contact_shadow"], int)
+        self._emissive = np.array([m.name if m.emission > 0 or m.name in GLOWING else "" for m in self.geom_material])
+
+    @property
+    def glow_names(self) -> np.ndarray:
+        """For each geom the name of its glowing material, or an empty string."""
+        return self._emissive
+
+    @property
+    def signal_geoms(self) -> dict[int, str]:
+        """Lens geom -> TrafficSignal id."""
+        return self._geom_signal
+
+    # -------------------------------------------------------- a frame
+
+    def render(self, scene: Scene, camera: Camera, light: Light) -> Frame:
+        """The picture of a scene. Raises WorldError when it holds more road users than were pre-allocated."""
+        mujoco = self._mujoco
+        self.place(scene)
+        self._light(light)
+        T_world_cam = scene.T_world_cam(camera)
+        self._cull(camera, T_world_cam)
+        mujoco.mjv_updateScene(
+            self.model, self.data, self._option, self._perturb, self._free_camera,
+            mujoco.mjtCatBit.mjCAT_ALL, self._scene,
+        )  # fmt: skip
+        self._aim(camera, T_world_cam)
+        rgb = np.empty((self.height, self.width, 3), np.uint8)
+        ids = np.empty((self.height, self.width, 3), np.uint8)
+        depth = np.empty((self.height, self.width), np.float32)
+        mujoco.mjr_render(self._viewport, self._scene, self._context)
+        mujoco.mjr_readPixels(rgb, None, self._viewport, self._context)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 1
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
+        mujoco.mjr_render(self._viewport, self._scene, self._context)
+        mujoco.mjr_readPixels(ids, depth, self._viewport, self._context)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 0
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 0
+        return self._decode(rgb[::-1], ids[::-1], depth[::-1])
+
+    def _decode(self, rgb: np.ndarray, ids: np.ndarray, depth: np.ndarray) -> Frame:
+        shown = self._scene.geoms[: self._scene.ngeom]
+        table = np.full(len(shown) + 1, -1, np.int32)
+        for entry in shown:
+            if entry.segid >= 0:
+                table[entry.segid + 1] = entry.objid
+        code = ids[..., 0].astype(np.int32) | (ids[..., 1].astype(np.int32) << 8) | (ids[..., 2].astype(np.int32) << 16)
+        geom = table[np.clip(code, 0, len(shown))]
+        metres = (NEAR * FAR) / (NEAR + depth * (FAR - NEAR))
+        metres[geom < 0] = np.inf
+        instance = self._instance_of_geom[geom]
+        return Frame(np.ascontiguousarray(rgb), metres, geom, self._label_of_geom[geom], instance)
+
+    def place(self, scene: Scene) -> None:
+        """Move the pre-allocated bodies to a scene's actors; the others sink out of sight."""
+        model, data = self.model, self.data
+        data.mocap_pos[:] = (0.0, 0.0, -80.0)
+        data.mocap_quat[:] = (1.0, 0.0, 0.0, 0.0)
+        body_instance = np.zeros(model.nbody, np.int32)
+        body_ground = np.full(model.nbody, SEMANTIC.index("road"), np.uint8)
+        self.body_of_actor: dict[int, int] = {}
+        free = {key: list(bodies) for key, bodies in self._slots.items()}
+        for actor in sorted(scene.actors, key=lambda a: a.mount is not None):
+            if actor.mount is not None:
+                body = self._rider_slots[self.body_of_actor[actor.mount]]
+            elif free.get(actor.asset):
+                body = free[actor.asset].pop(0)
+            else:
+                raise WorldError(
+                    f"the scene has more than {self.stage.copies.get(actor.asset, 0)} of {actor.asset!r}, which is "
+                    f"all that town {self.stage.town.name!r} has; place fewer, or raise furnish.FLEET"
+                )
+            self.body_of_actor[actor.id] = body
+            slot = model.body_mocapid[body]
+            data.mocap_pos[slot] = (actor.x, actor.y, actor.z)
+            data.mocap_quat[slot] = (np.cos(actor.yaw / 2), 0.0, 0.0, np.sin(actor.yaw / 2))
+            body_instance[body] = actor.id
+            body_ground[body] = SEMANTIC.index("sidewalk" if actor.z > 0.05 else "road")
+        self._mujoco.mj_kinematics(model, data)
+        self._instance_of_geom = self.geom_static_instance.copy()
+        moving = body_instance[self.geom_body]
+        self._instance_of_geom[:-1] += moving
+        self._label_of_geom = self.geom_label.copy()
+        self._label_of_geom[self._shadow_geoms] = body_ground[self.geom_body[self._shadow_geoms]]
+        self._instance_of_geom[self._shadow_geoms] = 0
+
+    def _light(self, light: Light) -> None:
+        self.model.light_diffuse[0] = light.sun
+        self.model.light_ambient[0] = (0, 0, 0)
+        self.model.vis.headlight.ambient[:] = light.sky
+        direction = np.array(light.direction)
+        self.data.light_xdir[0] = direction / np.linalg.norm(direction)
+
+    def _cull(self, camera: Camera, T_world_cam: np.ndarray) -> None:
+        """Hide geoms outside the view, and those too small to make a pixel."""
+        local = (self.data.geom_xpos - T_world_cam[:3, 3]) @ T_world_cam[:3, :3]
+        radius = self.model.geom_rbound
+        depth = local[:, 2]
+        left, right = camera.cx / camera.fx, (camera.width - camera.cx) / camera.fx
+        norm_left, norm_right = np.hypot(1, left), np.hypot(1, right)
+        visible = depth > -radius
+        visible &= (-local[:, 0] - left * depth) / norm_left < radius
+        visible &= (local[:, 0] - right * depth) / norm_right < radius
+        visible &= radius * camera.fx > 0.35 * np.maximum(depth, 0.1)
+        self.model.geom_group[:] = np.where(visible, 0, _HIDDEN_GROUP)
+
+    def _aim(self, camera: Camera, T_world_cam: np.ndarray) -> None:
+        rotation, position = T_world_cam[:3, :3], T_world_cam[:3, 3]
+        for eye in self._scene.camera:
+            eye.pos[:] = position
+            eye.forward[:] = rotation[:, 2]
+            eye.up[:] = -rotation[:, 1]
+            eye.frustum_near, eye.frustum_far = NEAR, FAR
+            eye.frustum_top = NEAR * camera.cy / camera.fy
+            eye.frustum_bottom = -NEAR * (camera.height - camera.cy) / camera.fy
+            eye.frustum_center = NEAR * (camera.width / 2 - camera.cx) / camera.fx
+            eye.frustum_width = NEAR * camera.width / 2 / camera.fx
+
+
+GLOWING = frozenset(
+    ("headlight", "taillight", "brakelight", "indicator", "lamp", "lens_green", "lens_yellow", "lens_red")
+)
+"""Materials that shine when switched on, whatever their `emission` says."""
+
+
+class _ModelBuilder:
+    """Puts a staged town into an MjSpec, remembering for every geom what it is."""
+
+    def __init__(self, mujoco, stage: StagedTown) -> None:
+        self.mujoco, self.stage = mujoco, stage
+        self.spec = mujoco.MjSpec()
+        self.label: dict[str, int] = {}
+        self.material: dict[str, Material] = {}
+        self.instance: dict[str, int] = {}
+        self.signal: dict[str, str] = {}
+        self.slots: dict[str, list[str]] = {}
+        self.riders: dict[str, str] = {}
+        self._textures: set[str] = set()
+        self._materials: set[str] = set()
+        self._meshes: dict[int, str] = {}
+        self._keep: list[Part] = []
+
+    def compile(self, width: int, height: int):
+        spec, stage = self.spec, self.stage
+        spec.visual.global_.offwidth, spec.visual.global_.offheight = width, height
+        spec.visual.quality.offsamples = 0
+        spec.visual.headlight.diffuse = [0, 0, 0]
+        spec.visual.headlight.specular = [0, 0, 0]
+        spec.stat.extent = 1.0
+        spec.worldbody.add_light(
+            name="sun", type=self.mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, castshadow=False, pos=[0, 0, 100],
+            dir=[0, 0, -1], specular=[0.3, 0.3, 0.3],
+        )  # fmt: skip
+        for index, part in enumerate(stage.ground):
+            self._geom(spec.worldbody, f"ground{index}", part)
+        for index, placement in enumerate(stage.placements):
+            quat = [np.cos(placement.yaw / 2), 0, 0, np.sin(placement.yaw / 2)]
+            for number, part in enumerate(stage.assets[placement.asset].parts):
+                name = f"place{index}.{number}"
+                has_box = part.label == (stage.assets[placement.asset].category or part.label)
+                self._geom(
+                    spec.worldbody, name, part, [placement.x, placement.y, placement.z], quat,
+                    placement.instance if has_box else 0,
+                )  # fmt: skip
+                if placement.signal is not None and part.material.name.startswith("lens_"):
+                    self.signal[name] = placement.signal
+        for keys in stage.fleet.values():
+            for key in keys:
+                for copy in range(stage.copies[key]):
+                    self._mover(key, stage.assets[key], copy)
+        return spec.compile()
+
+    def _mover(self, key: str, asset: Asset, copy: int) -> None:
+        name = f"{key}#{copy}"
+        body = self.spec.worldbody.add_body(name=name, mocap=True)
+        for number, part in enumerate(asset.parts):
+            self._geom(body, f"{name}.{number}", part)
+        self._geom(body, f"{name}.shadow", _contact_shadow(asset))
+        self.slots.setdefault(key, []).append(name)
+        if asset.rider is not None:
+            rider = self.spec.worldbody.add_body(name=f"{name}.rider", mocap=True)
+            for number, part in enumerate(asset.rider.parts):
+                self._geom(rider, f"{name}.rider.{number}", part)
+            self.riders[name] = f"{name}.rider"
+
+    def _geom(self, body, name: str, part: Part, pos=(0, 0, 0), quat=(1, 0, 0, 0), instance: int = 0) -> None:
+        body.add_geom(
+            name=name, type=self.mujoco.mjtGeom.mjGEOM_MESH, meshname=self._mesh(part),
+            material=self._material(part.material), pos=list(pos), quat=list(quat), contype=0, conaffinity=0,
+        )  # fmt: skip
+        self.label[name] = SEMANTIC.index(part.label) if part.label in SEMANTIC else IGNORE_INDEX
+        self.material[name] = part.material
+        self.instance[name] = instance
+
+    def _mesh(self, part: Part) -> str:
+        if id(part) not in self._meshes:
+            name = f"mesh{len(self._meshes)}"
+            self._meshes[id(part)] = name
+            self._keep.append(part)  # id() stays unique only while the part lives
+            extra = {} if part.uv is None else {"usertexcoord": _flip_v(part.uv).ravel()}
+            self.spec.add_mesh(
+                name=name, uservert=part.vertices.astype(np.float32).ravel(), userface=part.faces.ravel(),
+                inertia=self.mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL, **extra,
+            )  # fmt: skip
+        return self._meshes[id(part)]
+
+    def _material(self, material: Material) -> str:
+        if material.name not in self._materials:
+            self._materials.add(material.name)
+            entry = self.spec.add_material(
+                name=material.name, rgba=list(material.rgba), specular=material.specular, shininess=material.shininess
+            )
+            if material.texture is not None:
+                entry.textures[self.mujoco.mjtTextureRole.mjTEXROLE_RGB] = self._texture(material.texture)
+        return material.name
+
+    def _texture(self, name: str) -> str:
+        if name not in self._textures:
+            self._textures.add(name)
+            seed = [self.stage.town.seed, 5, len(name), sum(name.encode())]
+            pixels = np.ascontiguousarray(TEXTURES[name](np.random.default_rng(seed)))
+            texture = self.spec.add_texture(
+                name=name, type=self.mujoco.mjtTexture.mjTEXTURE_2D, width=pixels.shape[1], height=pixels.shape[0],
+                nchannel=3,
+            )  # fmt: skip
+            texture.data = pixels.tobytes()
+        return name
+
+
+def _flip_v(uv: np.ndarray) -> np.ndarray:
+    """MuJoCo's texture rows run upwards, those of our arrays downwards."""
+    return np.column_stack([uv[:, 0], uv[:, 1]]).astype(np.float32)
+
+
+CONTACT_SHADOW = Material("contact_shadow", (0.02, 0.02, 0.03, 0.45), specular=0.0)
+
+
+def _contact_shadow(asset: Asset) -> Part:
+    """A dark see-through patch under a road user; it takes the class of the ground that it lies on."""
+    length, width, _ = asset.size
+    angles = np.linspace(0, 2 * np.pi, 17)[:-1]
+    # A superellipse: nearly the footprint, with soft corners.
+    cos, sin = np.cos(angles), np.sin(angles)
+    shape = np.column_stack([np.sign(cos) * np.abs(cos) ** 0.5, np.sign(sin) * np.abs(sin) ** 0.5])
+    ring = shape * [length / 2 + 0.05, width / 2 + 0.12]
+    vertices = np.column_stack([ring, np.full(16, 0.03)])
+    vertices = np.concatenate([vertices, [[0, 0, 0.03]]]).astype(np.float32)
+    faces = np.array([[16, i, (i + 1) % 16] for i in range(16)], np.int32)
+    return Part(vertices, faces, CONTACT_SHADOW, "road")

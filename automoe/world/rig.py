@@ -1,0 +1,52 @@
+"""Where cameras and LiDARs sit on the ego, per data set.
+
+All rigs here are calibrations of the embedded world's own ego; real data sets bring theirs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from automoe.world.scene import Camera, Lidar
+
+# Columns are the camera's x (right), y (down), z (forward) axes in the ego frame (x forward, y left, z up).
+LOOKING_FORWARD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+
+
+def mounted_camera(
+    name: str, width: int, height: int, hfov: float, position: tuple[float, float, float],
+    yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0,
+) -> Camera:  # fmt: skip
+    """A camera at an ego position (metres) with angles in radians: yaw left, pitch down, roll clockwise."""
+    focal = width / 2 / np.tan(hfov / 2)
+    turn = _rotation(2, yaw) @ _rotation(1, pitch) @ _rotation(0, roll)
+    transform = np.eye(4)
+    transform[:3, :3] = turn @ LOOKING_FORWARD
+    transform[:3, 3] = position
+    return Camera(name, width, height, focal, focal, width / 2, height / 2, transform)
+
+
+def _rotation(axis: int, angle: float) -> np.ndarray:
+    cos, sin = np.cos(angle), np.sin(angle)
+    rotation = np.eye(3)
+    a, b = [(1, 2), (2, 0), (0, 1)][axis]
+    rotation[a, a] = rotation[b, b] = cos
+    rotation[a, b], rotation[b, a] = -sin, sin
+    return rotation
+
+
+def dash_camera(width: int, height: int, rng: np.random.Generator) -> Camera:
+    """A dash camera as in BDD100K: behind the windscreen of somebody's car, roughly level, never quite the same."""
+    return mounted_camera(
+        "front", width, height, float(np.radians(rng.uniform(62, 70))),
+        (float(rng.uniform(1.3, 1.7)), float(rng.normal(0, 0.12)), float(rng.uniform(1.25, 1.6))),
+        yaw=float(np.radians(rng.normal(0, 1.0))), pitch=float(np.radians(rng.normal(1.0, 1.2))),
+        roll=float(np.radians(rng.normal(0, 0.5))),
+    )  # fmt: skip
+
+
+def roof_lidar(rings: int = 32, columns: int = 1084, max_range: float = 100.0) -> Lidar:
+    """A 32-beam roof LiDAR as on the nuScenes cars."""
+    transform = np.eye(4)
+    transform[:3, 3] = (0.94, 0.0, 1.84)
+    return Lidar("top", tuple(np.radians(np.linspace(-30.67, 10.67, rings))), columns, max_range, transform)

@@ -1,0 +1,339 @@
+"""Who is where: seeded snapshots of traffic around an ego car.
+
+`sample_scene` draws one moment: the ego on a lane, queues at red lights, moving and parked vehicles, two-wheelers,
+trams on their rails, people on sidewalks and crosswalks. A later moving world starts from such a scene.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from automoe.world import polyline
+from automoe.world.scene import Actor, Conditions, EgoState, Scene, StagedTown
+from automoe.world.surface import KERB_HEIGHT
+from automoe.world.town import LANE_WIDTH, Lane
+
+EGO_FRONT, EGO_BACK = 3.7, 0.9
+"""The ego reaches this far before and behind its rear axle, metres."""
+REACH = 130.0
+"""Traffic is placed within this distance of the ego."""
+
+
+@dataclass(frozen=True)
+class Density:
+    """How full the streets are. Rates are per 100 m of lane or sidewalk."""
+
+    vehicles: float = 3.0
+    parked: float = 0.55
+    """Share of parking bays taken."""
+    pedestrians: float = 2.6
+    crossing: float = 0.9
+    """People on each crosswalk while it is their turn."""
+    mix: tuple[tuple[str, float], ...] = (
+        ("car", 0.66), ("truck", 0.1), ("bus", 0.06), ("motorcycle", 0.075), ("bicycle", 0.075), ("train", 0.03),
+    )  # fmt: skip
+
+
+def draw_conditions(rng: np.random.Generator) -> Conditions:
+    """Weather and time of day with BDD100K's shares: about 53 % day, 40 % night, 7 % dawn or dusk."""
+    time_of_day = str(rng.choice(["daytime", "night", "dawn/dusk"], p=[0.53, 0.40, 0.07]))
+    if time_of_day == "night":
+        weather = str(rng.choice(["clear", "overcast", "rainy", "foggy"], p=[0.72, 0.14, 0.11, 0.03]))
+    else:
+        names = ["clear", "partly cloudy", "overcast", "rainy", "foggy"]
+        weather = str(rng.choice(names, p=[0.45, 0.17, 0.22, 0.11, 0.05]))
+    elevation = {"daytime": rng.uniform(0.45, 1.1), "dawn/dusk": rng.uniform(0.06, 0.2), "night": -0.4}[time_of_day]
+    return Conditions(weather, time_of_day, float(rng.uniform(0, 2 * math.pi)), float(elevation))
+
+
+def sample_scene(
+    stage: StagedTown, rng: np.random.Generator, conditions: Conditions | None = None, density: Density | None = None
+) -> Scene:
+    """One moment in a town, a function of the generator's state only."""
+    return _Sampler(stage, rng, conditions or draw_conditions(rng), density or _draw_density(rng)).scene()
+
+
+def _draw_density(rng: np.random.Generator) -> Density:
+    """Some streets are empty, some are full."""
+    busy = float(rng.uniform(0.25, 1.5))
+    return Density(vehicles=3.0 * busy, parked=float(rng.uniform(0.15, 0.85)), pedestrians=2.6 * busy * rng.uniform(0.3, 1.5))
+
+
+class _Sampler:
+    """Places road users one by one; a rectangle grid is not needed, a list of circles is quick enough."""
+
+    def __init__(self, stage: StagedTown, rng: np.random.Generator, conditions: Conditions, density: Density) -> None:
+        self.stage, self.town, self.rng = stage, stage.town, rng
+        self.conditions, self.density = conditions, density
+        self.time = float(rng.uniform(0, 600))
+        self.left = dict(stage.copies)
+        self.actors: list[Actor] = []
+        self.next_id = stage.first_actor_id
+        self.signal_of_lane = {lane: signal for signal in self.town.signals for lane in signal.lanes}
+        self.stops = {lane: line for line in self.town.stop_lines for lane in line.lanes}
+        self.taken: dict[str, list[tuple[float, float]]] = {}
+        """For each lane the stretches (from, to) that are occupied."""
+
+    def scene(self) -> Scene:
+        self._place_ego()
+        near = self._lanes_near()
+        self._trams(near)
+        for lane in near:
+            if lane.kind == "driving":
+                self._fill(lane)
+        self._two_wheelers_at_kerb(near)
+        for lane in near:
+            if lane.kind == "parking":
+                self._park(lane)
+            elif lane.kind == "sidewalk":
+                self._walk(lane)
+        self._cross()
+        kind = "residential" if self.town.style.kind == "residential" else "city street"
+        return Scene(self.stage, self.time, self.conditions, self.ego, tuple(self.actors), kind)
+
+    # -------------------------------------------------------- ego
+
+    def _place_ego(self) -> None:
+        rng = self.rng
+        lanes = self.town.driving_lanes()
+        weight = np.array([lane.length for lane in lanes])
+        lane = lanes[int(rng.choice(len(lanes), p=weight / weight.sum()))]
+        stop = self._stop_station(lane)
+        station = float(rng.uniform(2.0, max(3.0, stop - EGO_FRONT)))
+        # Sometimes wait at the line: that is where lights, crossing people and queues are looked at.
+        waiting = lane.id in self.stops and rng.random() < 0.2
+        if waiting:
+            station = stop - EGO_FRONT - float(rng.choice([0.6, 0.6, 7.0, 13.0]))
+            station = max(station, 1.0)
+        point, heading = polyline.sample(lane.centre, station)
+        aside = float(np.clip(rng.normal(0, 0.18), -0.5, 0.5))
+        left = np.array([-math.sin(heading), math.cos(heading)])
+        point = point + aside * left
+        yaw = float(heading + np.radians(rng.normal(0, 0.8)))
+        speed = 0.0 if waiting else float(rng.uniform(3, 13))
+        self.ego = EgoState(float(point[0]), float(point[1]), yaw, speed, self._route(lane), station)
+        self._occupy(lane.id, station - EGO_BACK - 3.5, station + EGO_FRONT + 3.0)
+
+    def _route(self, lane: Lane) -> tuple[str, ...]:
+        """The lanes from here onward: straight on mostly, a turn now and then."""
+        route, current, total = [lane.id], lane, lane.length
+        while total < 200.0:
+            options = [self.town.lanes[other] for other in current.successors]
+            weights = np.array([3.0 if option.turn == "straight" else 1.0 for option in options])
+            current = options[int(self.rng.choice(len(options), p=weights / weights.sum()))]
+            route.append(current.id)
+            total += current.length
+            if current.junction is not None:
+                current = self.town.lanes[current.successors[0]]
+                route.append(current.id)
+                total += current.length
+        return tuple(route)
+
+    def _stop_station(self, lane: Lane) -> float:
+        """Where vehicles on this lane stop for a line, or the lane's end."""
+        line = self.stops.get(lane.id)
+        return lane.length if line is None else polyline.project(lane.centre, line.points.mean(0))[0] - 0.4
+
+    def _lanes_near(self) -> list[Lane]:
+        here = np.array([self.ego.x, self.ego.y])
+        near = [
+            lane for lane in self.town.lanes.values()
+            if np.hypot(*(lane.centre - here).T).min() < REACH and lane.junction is None
+        ]  # fmt: skip
+        inner = [
+            lane for lane in self.town.lanes.values()
+            if lane.junction is not None and np.hypot(*(lane.centre - here).T).min() < 70.0
+        ]  # fmt: skip
+        # Nearest first, so that the pool of cars is used where it is seen.
+        return sorted(near + inner, key=lambda lane: float(np.hypot(*(lane.centre - here).T).min()))
+
+    # -------------------------------------------------------- vehicles
+
+    def _occupy(self, lane: str, start: float, end: float) -> None:
+        self.taken.setdefault(lane, []).append((start, end))
+
+    def _lane_free(self, lane: str, start: float, end: float) -> bool:
+        return all(end < a or start > b for a, b in self.taken.get(lane, []))
+
+    def _clear(self, point: np.ndarray, length: float, width: float, yaw: float) -> bool:
+        """Whether a footprint touches no vehicle placed so far, nor the ego."""
+        own = _discs(point, length, width, yaw)
+        ego_middle = np.array([self.ego.x, self.ego.y]) + 1.4 * np.array([math.cos(self.ego.yaw), math.sin(self.ego.yaw)])
+        others = [_discs(ego_middle, 4.6, 1.9, self.ego.yaw)]
+        others += [
+            _discs(np.array([a.x, a.y]), a.size[0], a.size[1], a.yaw)
+            for a in self.actors
+            if a.mount is None and (a.x - point[0]) ** 2 + (a.y - point[1]) ** 2 < 900
+        ]
+        return all(
+            (np.hypot(*(own[:, None, :2] - other[None, :, :2]).transpose(2, 0, 1)) > own[:, None, 2] + other[None, :, 2]).all()
+            for other in others
+        )
+
+    def _pick(self, category: str) -> str | None:
+        keys = [key for key in self.stage.fleet.get(category, ()) if self.left[key] > 0]
+        return str(self.rng.choice(keys)) if keys else None
+
+    def _add(self, category: str, key: str, point, z: float, yaw: float, **extra) -> Actor:
+        asset = self.stage.assets[key]
+        actor = Actor(
+            self.next_id, category, key, float(point[0]), float(point[1]), z, float(yaw), asset.size,
+            lights=self.conditions.dark, **extra,
+        )  # fmt: skip
+        self.left[key] -= 1
+        self.next_id += 1
+        self.actors.append(actor)
+        if asset.rider is not None:
+            rider = replace(actor, id=self.next_id, category="rider", size=asset.rider.size, mount=actor.id)
+            self.next_id += 1
+            self.actors.append(rider)
+        return actor
+
+    def _vehicle_on(self, lane: Lane, front: float, category: str, speed: float, braking: bool) -> float | None:
+        """Put a vehicle with its nose at `front`; returns where its tail is, None when it found no place."""
+        key = self._pick(category)
+        if key is None:
+            return None
+        length, width, _ = self.stage.assets[key].size
+        start = front - length
+        if start < 0.5 or not self._lane_free(lane.id, start - 1.5, front + 1.5):
+            return None
+        point, heading = polyline.sample(lane.centre, front - length / 2)
+        small = category in ("bicycle", "motorcycle")
+        aside = -LANE_WIDTH / 2 + 0.7 + self.rng.uniform(0, 0.4) if category == "bicycle" else self.rng.normal(0, 0.15)
+        point = point + aside * np.array([-math.sin(heading), math.cos(heading)])
+        yaw = float(heading + np.radians(self.rng.normal(0, 2.0 if small else 1.0)))
+        if not self._clear(point, length, width, yaw):
+            return None
+        self._add(category, key, point, 0.0, yaw, speed=speed, lane=lane.id, braking=braking)
+        self._occupy(lane.id, start, front)
+        return start
+
+    def _category(self, lane: Lane) -> str:
+        names, weights = zip(*self.density.mix, strict=True)
+        weights = np.array(weights) * [name != "train" for name in names]
+        return str(self.rng.choice(names, p=weights / weights.sum()))
+
+    def _fill(self, lane: Lane) -> None:
+        """A queue where the light is red, moving traffic with random gaps otherwise."""
+        rng = self.rng
+        if lane.junction is not None:
+            entry = self.town.lanes[lane.predecessors[0]]
+            if self._held(entry) or rng.random() > 0.18:
+                return
+            self._vehicle_on(lane, float(rng.uniform(0.5, 1.0)) * lane.length, self._category(lane), 6.0, False)
+            return
+        front = lane.length - 0.5
+        if self._held(lane):
+            front = self._stop_station(lane) - rng.uniform(0.3, 1.2)
+            for _ in range(int(rng.poisson(1.6 * min(self.density.vehicles / 3.0, 1.5)))):
+                tail = self._vehicle_on(lane, front, self._category(lane), 0.0, True)
+                front = (tail if tail is not None else front - 5.0) - rng.uniform(1.6, 3.2)
+            front -= rng.uniform(5, 20)
+        rate = self.density.vehicles / 100.0
+        front -= rng.exponential(1 / rate) * 0.6
+        while front > 5.0:
+            braking = rng.random() < 0.2
+            tail = self._vehicle_on(lane, front, self._category(lane), float(rng.uniform(4, 13)), bool(braking))
+            front = (tail if tail is not None else front) - 6.0 - rng.exponential(max(1 / rate - 6.0, 3.0))
+
+    def _held(self, lane: Lane) -> bool:
+        signal = self.signal_of_lane.get(lane.id)
+        return signal is not None and signal.state(self.time) != "green"
+
+    def _trams(self, near: list[Lane]) -> None:
+        for lane in near:
+            if lane.junction is None and lane.kind == "driving" and lane.left is None:
+                if self.town.streets[lane.street].tram and self.rng.random() < 0.3:
+                    limit = self._stop_station(lane) if self._held(lane) else lane.length
+                    self._vehicle_on(lane, limit - float(self.rng.uniform(1, 12)), "train", 5.0, False)
+
+    def _two_wheelers_at_kerb(self, near: list[Lane]) -> None:
+        """Cyclists keep to the edge of the road, more of them near the ego than chance would put there."""
+        lanes = [lane for lane in near if lane.kind == "driving" and lane.junction is None and lane.right is None]
+        for lane in lanes[:6]:
+            if self.rng.random() < 0.22:
+                category = "bicycle" if self.rng.random() < 0.65 else "motorcycle"
+                self._vehicle_on(lane, float(self.rng.uniform(4, lane.length)), category, 5.0, False)
+
+    def _park(self, lane: Lane) -> None:
+        rng = self.rng
+        along = 12.0
+        while along < lane.length - 12.0:
+            if rng.random() < self.density.parked:
+                category = "car" if rng.random() < 0.93 else "truck"
+                key = self._pick(category)
+                if key is None:
+                    return
+                length, width, _ = self.stage.assets[key].size
+                point, heading = polyline.sample(lane.centre, along + length / 2)
+                point = point + rng.normal(0, 0.08) * np.array([-math.sin(heading), math.cos(heading)])
+                yaw = heading + np.radians(rng.normal(0, 1.2))
+                if along + length < lane.length - 8.0 and self._clear(point, length, width, yaw):
+                    actor = self._add(category, key, point, 0.0, yaw, lane=lane.id, parked=True)
+                    self.actors[-1] = replace(actor, lights=False)
+                along += length + rng.uniform(0.8, 1.8)
+            else:
+                along += 6.0
+
+    # -------------------------------------------------------- people
+
+    def _walk(self, lane: Lane) -> None:
+        rng = self.rng
+        for _ in range(int(rng.poisson(self.density.pedestrians * lane.length / 100.0))):
+            key = self._pick("pedestrian")
+            if key is None:
+                return
+            point, heading = polyline.sample(lane.centre, rng.uniform(0, lane.length))
+            aside = rng.uniform(-0.9, 1.0)
+            point = point + aside * np.array([-math.sin(heading), math.cos(heading)])
+            yaw = heading + (math.pi if rng.random() < 0.5 else 0.0) + rng.normal(0, 0.25)
+            if rng.random() < 0.15:
+                yaw = rng.uniform(0, 2 * math.pi)
+            if self._clear_of_furniture(point):
+                self._add("pedestrian", key, point, KERB_HEIGHT, yaw, speed=1.3)
+
+    def _clear_of_furniture(self, point: np.ndarray) -> bool:
+        near = ((self._furniture - point) ** 2).sum(1).min(initial=9.0) > 0.5
+        others = all((a.x - point[0]) ** 2 + (a.y - point[1]) ** 2 > 0.4 for a in self.actors if a.category == "pedestrian")
+        return bool(near) and others
+
+    @property
+    def _furniture(self) -> np.ndarray:
+        if not hasattr(self, "_furniture_points"):
+            self._furniture_points = np.array([(p.x, p.y) for p in self.stage.placements]).reshape(-1, 2)
+        return self._furniture_points
+
+    def _cross(self) -> None:
+        """People on crosswalks while the cars of that street have red, or where nothing controls them."""
+        here = np.array([self.ego.x, self.ego.y])
+        for crosswalk in self.town.crosswalks:
+            if np.hypot(*(crosswalk.path.mean(0) - here)) > 80.0:
+                continue
+            signal = next((s for s in self.town.signals if (s.node, s.street) == (crosswalk.node, crosswalk.street)), None)
+            if signal is not None and signal.state(self.time) != "red":
+                continue
+            for _ in range(int(self.rng.poisson(self.density.crossing))):
+                key = self._pick("pedestrian")
+                if key is None:
+                    return
+                along = crosswalk.path[1] - crosswalk.path[0]
+                point = crosswalk.path[0] + along * self.rng.uniform(0.03, 0.97)
+                heading = math.atan2(along[1], along[0])
+                point = point + self.rng.uniform(-1.2, 1.2) * np.array([-math.sin(heading), math.cos(heading)])
+                if self._clear(point, 0.6, 0.6, 0.0):
+                    yaw = heading + (math.pi if self.rng.random() < 0.5 else 0.0)
+                    self._add("pedestrian", key, point, 0.0, yaw + self.rng.normal(0, 0.1), speed=1.3)
+
+
+def _discs(point: np.ndarray, length: float, width: float, yaw: float) -> np.ndarray:
+    """A footprint as discs [N, 3] of x, y, radius along its middle."""
+    count = max(1, int(math.ceil(length / max(width, 0.5))))
+    at = (np.arange(count) + 0.5) / count * length - length / 2
+    radius = width / 2 + 0.1
+    return np.column_stack([point[0] + at * math.cos(yaw), point[1] + at * math.sin(yaw), np.full(count, radius)])
+
+
