@@ -1,0 +1,40 @@
+"""An exponential moving average of a model's weights: what is evaluated and saved as best.pth."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class ExponentialMovingAverage:
+    """A copy of `model` in eval mode whose parameters and floating-point buffers trail the original's.
+
+    After update t (from 1) the copy is decay_t * copy + (1 - decay_t) * model, with decay_t = min(decay, (1 +
+    t) / (10 + t)), so that early averages forget the initialisation (as in TensorFlow's
+    ExponentialMovingAverage). Integer buffers, such as batch norm's counter, are copied.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move a little towards `model`, which must have the structure of the original."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        averages, values = [], []
+        for average, value in zip(_tensors(self.model), _tensors(model), strict=True):
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(value)
+            else:
+                average.copy_(value)
+        torch._foreach_lerp_(averages, values, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [parameter.detach() for parameter in model.parameters()] + list(model.buffers())
