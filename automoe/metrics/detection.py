@@ -132,9 +132,7 @@ def _read_boxes(
     labels = np.array(labels, dtype=np.int64).reshape(-1)
     extra = np.array(extra, dtype=extra_type).reshape(-1)
     if not len(boxes) == len(labels) == len(extra):
-        raise ValueError(
-            f"{sample_id}, {role}: {len(boxes)} boxes, {len(labels)} labels, {len(extra)} values"
-        )
+        raise ValueError(f"{sample_id}, {role}: {len(boxes)} boxes, {len(labels)} labels, {len(extra)} values")
     if not np.isfinite(boxes).all():
         raise DataError(f"Sample {sample_id}: a {role} box is not finite; look at what made it.")
     if not np.isfinite(extra).all():
@@ -264,7 +262,5 @@ def score_detection(truth: Sequence[Frame], predicted: Sequence[Frame]) -> Score
         pred = frame_boxes(predicted_frame or replace(truth_frame, labels=[]), need_scores=True)
         # The name comes first: images then stand in the official order, which matters for equal scores.
         sample_id = f"{truth_frame.name} {truth_frame.video or ''}"
-        metrics.add(
-            sample_id, gt.boxes_xyxy, gt.labels, gt.ignored, pred.boxes_xyxy, pred.scores, pred.labels
-        )
+        metrics.add(sample_id, gt.boxes_xyxy, gt.labels, gt.ignored, pred.boxes_xyxy, pred.scores, pred.labels)
     return metrics.compute()

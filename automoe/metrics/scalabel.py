@@ -279,9 +279,7 @@ def decode_rle(rle: Any, where: str) -> np.ndarray:
     runs = _unpack_counts(counts) if isinstance(counts, str) else np.asarray(counts)
     sound = runs.ndim == 1 and runs.dtype.kind in "iu" and bool(np.all(runs >= 0))
     if not sound or int(runs.sum()) != height * width:
-        raise DataError(
-            f"{where}: the run-length counts do not fill a {width}x{height} mask; the record is damaged."
-        )
+        raise DataError(f"{where}: the run-length counts do not fill a {width}x{height} mask; the record is damaged.")
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape(width, height).T
 

@@ -62,9 +62,7 @@ def write_metrics_json(path: Path, metrics: Mapping[str, float | None]) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise DataError(
-            f"{path} cannot be written ({error.strerror}); free space or choose another path."
-        ) from error
+        raise DataError(f"{path} cannot be written ({error.strerror}); free space or choose another path.") from error
 
 
 def _current_umask() -> int:

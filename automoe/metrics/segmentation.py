@@ -49,9 +49,7 @@ class ConfusionMatrix:
         """
         pred, target = np.asarray(pred), np.asarray(target)
         if pred.shape != target.shape:
-            raise DataError(
-                f"the predicted mask is {_size(pred)} and the true one {_size(target)}; sizes must agree."
-            )
+            raise DataError(f"the predicted mask is {_size(pred)} and the true one {_size(target)}; sizes must agree.")
         # One pass over all pairs of bytes, from which the few that matter are taken: no pixel is masked.
         pairs = (_as_bytes(target, "truth").astype(np.uint16) << 8) | _as_bytes(pred, "prediction")
         table = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
@@ -120,9 +118,7 @@ def _official_scores(counts: np.ndarray, classes: Sequence[str]) -> Scores:
 def _drivable_scores(counts: np.ndarray) -> Scores:
     """Official drivable numbers from three-class counts [3, 4], with the ordinary ones beside them."""
     official = len(DRIVABLE_OFFICIAL)
-    kept = np.concatenate(
-        [counts[:official, :official], counts[:official, official:].sum(1, keepdims=True)], 1
-    )
+    kept = np.concatenate([counts[:official, :official], counts[:official, official:].sum(1, keepdims=True)], 1)
     scores = _official_scores(kept, DRIVABLE_OFFICIAL)
     ordinary = _official_scores(counts, DRIVABLE)
     scores["mIoU_3class"] = ordinary["mIoU"]
@@ -231,9 +227,7 @@ def score_segmentation(task: SegmentationTask, truth: Path, predicted: Path) -> 
     return metrics.compute()
 
 
-def _score_pair(
-    metrics: SegmentationMetrics, name: str, truth: MaskRecord, predicted: MaskRecord | None
-) -> None:
+def _score_pair(metrics: SegmentationMetrics, name: str, truth: MaskRecord, predicted: MaskRecord | None) -> None:
     target = truth.load()
     pred = predicted.load() if predicted is not None else None
     if target is None and pred is not None:
@@ -310,9 +304,7 @@ def _open_masks(task: SegmentationTask, path: Path, strict: bool) -> dict[str, M
     masks: dict[str, MaskRecord] = {}
     for name, record in entries:
         if name in masks:
-            raise DataError(
-                f"{record.where} has the name of {masks[name].where}; each frame may appear once."
-            )
+            raise DataError(f"{record.where} has the name of {masks[name].where}; each frame may appear once.")
         masks[name] = record
     return masks
 
@@ -327,10 +319,8 @@ def read_mask(file: Path) -> np.ndarray:
             image.load()
             mode, mask = image.mode, np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(
-            f"{file} cannot be read as a picture ({error}); write or download it again."
-        ) from error
-    if mask.ndim != 2 or mode == "1":
+        raise DataError(f"{file} cannot be read as a picture ({error}); write or download it again.") from error
+    if mask.ndim != 2:
         raise DataError(
             f"{file} is a picture of mode {mode}, not a mask of class indices; "
             "use the masks and not the pictures coloured for the eye."
