@@ -1,0 +1,182 @@
+"""The dense experts: drivable area and semantic segmentation are one design with two configs.
+
+Backbone, pyramid with group norm, all maps summed at stride 4 (Semantic FPN, Kirillov et al., 2019), logits there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from automoe import taxonomy
+from automoe.config import from_dict
+from automoe.experts.backbone import Backbone
+from automoe.experts.expert import CountReducer, ImageExpert
+from automoe.experts.pyramid import FeaturePyramid, SeparableConv, grid_tokens, position_encoding
+from automoe.experts.registry import register_expert
+from automoe.losses import soft_dice_loss
+from automoe.metrics.segmentation import SegmentationMetrics
+
+CLASSES = {"drivable": taxonomy.DRIVABLE, "segmentation": taxonomy.SEMANTIC}
+METRIC = {"drivable": "mIoU_3class", "segmentation": "mIoU"}
+HEADLINE = {
+    "drivable": ("mIoU", "mIoU_3class", "IoU_3class/direct", "IoU_3class/alternative"),
+    "segmentation": ("mIoU", "pAcc", "fIoU"),
+}
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """The model and its loss; every field can be set from the JSON config."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    norm: str = "folded"
+    frozen_stages: int = 1
+    dim: int = 96
+    head_depth: int = 1
+    dropout: float = 0.0
+    position: bool = True
+    """Add where in the image a feature is: own lane and oncoming lane look alike."""
+    dice_weight: float = 0.5
+    balance: float = 0.0
+    """Power of the inverse class frequency in the cross entropy, by a running count; 0 for none."""
+
+
+class DenseExpert(ImageExpert):
+    """A class for every pixel, and tokens of the coarsest map.
+
+    `forward` takes normalised images [B, 3, H, W] and returns logits [B, C, H/4, W/4], tokens [B, T, D] (the stride-32
+    map, row by row) and token_positions [B, T, 2] (x, y in [0, 1]).
+    """
+
+    def __init__(self, kind: str, config: DenseConfig, *, pretrained: bool = False) -> None:
+        super().__init__()
+        self.kind, self.config, self.classes = kind, config, CLASSES[kind]
+        self.metric, self.headline = METRIC[kind], HEADLINE[kind]
+        self.backbone = Backbone(
+            config.backbone, pretrained=pretrained, norm=config.norm, frozen_stages=config.frozen_stages
+        )
+        self.set_normalisation(self.backbone.mean, self.backbone.std)
+        self.pyramid = FeaturePyramid(self.backbone.channels, config.dim)
+        self.place = nn.Conv2d(config.dim, config.dim, 1) if config.position else None
+        self.head = nn.Sequential(*(SeparableConv(config.dim, config.dim, 5) for _ in range(config.head_depth)))
+        self.dropout = nn.Dropout2d(config.dropout)
+        self.logits = nn.Conv2d(config.dim, len(self.classes), 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """images: [B, 3, H, W], normalised."""
+        maps = self.pyramid(self.backbone(images))
+        # The pyramid already carries coarse features down to stride 4; summing its maps shortens their way to the loss.
+        merged = maps[0]
+        for feature_map in maps[1:]:
+            merged = merged + F.interpolate(feature_map, size=merged.shape[-2:], mode="bilinear", align_corners=False)
+        if self.place is not None:
+            merged = merged + self.place(_position_map(merged))
+        logits = self.logits(self.dropout(self.head(merged)))
+        tokens, positions = grid_tokens(maps[-1])
+        return {"logits": logits, "tokens": tokens, "token_positions": positions.expand(len(images), -1, -1)}
+
+    def make_criterion(self, reduce_count: CountReducer) -> DenseCriterion:
+        return DenseCriterion(self.config, reduce_count)
+
+    def predict(self, images: Tensor, transform: Tensor, orig_size: Tensor) -> list[dict[str, Tensor]]:
+        """Per image `mask`: uint8 [h, w] class ids at the raw size."""
+        logits = self(self.normalise(images))["logits"]
+        masks = resize_to_raw(logits, transform, orig_size, (images.shape[-2], images.shape[-1]))
+        return [{"mask": mask.cpu()} for mask in masks]
+
+    def make_metrics(self) -> SegmentationMetrics:
+        return SegmentationMetrics(self.kind)  # pyright: ignore[reportArgumentType]
+
+    def add_to_metrics(
+        self, metrics: SegmentationMetrics, sample_id: str, prediction: Mapping[str, Tensor], truth: Any
+    ) -> None:
+        metrics.add(sample_id, prediction["mask"].numpy(), truth.mask())
+
+    def summarise(self, metrics: SegmentationMetrics) -> dict[str, float | None]:
+        return metrics.compute()
+
+
+def _position_map(feature_map: Tensor) -> Tensor:
+    """Sine encoding of every cell's place in the image: [1, D, H, W]."""
+    _, dim, height, width = feature_map.shape
+    _, positions = grid_tokens(feature_map[:1])
+    encoded = position_encoding(positions, dim // 4 * 4)
+    encoded = F.pad(encoded, (0, dim - encoded.shape[-1]))
+    return encoded.t().reshape(1, dim, height, width).to(feature_map.dtype)
+
+
+class DenseCriterion:
+    """Cross entropy over the valid pixels of all processes, plus soft Dice. Logits meet the mask at stride 2."""
+
+    def __init__(self, config: DenseConfig, reduce_count: CountReducer) -> None:
+        self.config, self.reduce_count = config, reduce_count
+
+    def __call__(self, model: DenseExpert, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Run the model on a training batch and return its losses."""
+        return self.losses(model(model.normalise(batch["image"])), batch["mask"])
+
+    def losses(self, outputs: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+        """mask: uint8 [B, H, W] of class ids, 255 ignored. Returns `cross_entropy`, `dice`, `loss`."""
+        # Every second pixel of the mask: a quarter of the work, and nearest sampling invents no class.
+        target = mask[:, 1::2, 1::2].long()
+        logits = F.interpolate(outputs["logits"].float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
+        valid = max(1.0, self.reduce_count(int((target != taxonomy.IGNORE_INDEX).sum())))
+        weight = self._class_weight(target, logits.shape[1]) if self.config.balance > 0 else None
+        entropy = F.cross_entropy(logits, target, weight=weight, ignore_index=taxonomy.IGNORE_INDEX, reduction="sum")
+        losses = {"cross_entropy": entropy / valid}
+        if self.config.dice_weight > 0:
+            losses["dice"] = soft_dice_loss(logits, target) * self.config.dice_weight
+        losses["loss"] = torch.stack(list(losses.values())).sum()
+        return losses
+
+    def _class_weight(self, target: Tensor, classes: int) -> Tensor:
+        """Inverse frequency in this batch, bounded, with mean 1 over its pixels: rare classes are heard."""
+        counts = torch.bincount(target[target != taxonomy.IGNORE_INDEX], minlength=classes).float()
+        frequency = (counts / counts.sum().clamp(min=1)).clamp(min=1e-4)
+        weight = frequency**-self.config.balance
+        return weight / (weight * counts).sum().clamp(min=1e-6) * counts.sum()
+
+
+def resize_to_raw(logits: Tensor, transform: Tensor, orig_size: Tensor, size: tuple[int, int]) -> list[Tensor]:
+    """Class ids at the raw image's resolution: a list of uint8 [h, w].
+
+    logits: [B, C, H/4, W/4] over a network input of `size` (H, W); transform: [B, 2, 3] raw pixel -> network pixel;
+    orig_size: [B, 2]. Logits, not classes, are interpolated; letterbox margins fall away.
+    """
+    height, width = size
+    masks = []
+    for b in range(len(logits)):
+        raw_height, raw_width = (int(v) for v in orig_size[b])
+        affine = transform[b].float().cpu()
+        # The raw image's four sides in the network input, as fractions of it.
+        left, right = (float(affine[0, 2] + affine[0, 0] * x) / width for x in (0.0, raw_width))
+        top, bottom = (float(affine[1, 2] + affine[1, 1] * y) / height for y in (0.0, raw_height))
+        full = max(abs(left), abs(top), abs(right - 1), abs(bottom - 1)) < 1e-3
+        one = logits[b : b + 1].float()
+        if full:
+            grown = F.interpolate(one, size=(raw_height, raw_width), mode="bilinear", align_corners=False)
+        else:
+            xs = torch.linspace(left, right, 2 * raw_width + 1, device=one.device)[1::2] * 2 - 1
+            ys = torch.linspace(top, bottom, 2 * raw_height + 1, device=one.device)[1::2] * 2 - 1
+            grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)[None]
+            grown = F.grid_sample(one, grid, align_corners=False, padding_mode="border")
+        masks.append(grown[0].argmax(dim=0).to(torch.uint8))
+    return masks
+
+
+@register_expert("drivable")
+def build_drivable(config: dict[str, Any], *, pretrained: bool) -> DenseExpert:
+    """A drivable-area expert from its model config (`DenseConfig`)."""
+    return DenseExpert("drivable", from_dict(DenseConfig, config, "model"), pretrained=pretrained)
+
+
+@register_expert("segmentation")
+def build_segmentation(config: dict[str, Any], *, pretrained: bool) -> DenseExpert:
+    """A semantic-segmentation expert from its model config (`DenseConfig`)."""
+    return DenseExpert("segmentation", from_dict(DenseConfig, config, "model"), pretrained=pretrained)

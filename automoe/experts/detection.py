@@ -1,0 +1,370 @@
+"""The 2D detection expert (BDD100K, CARLA): a DETR-style model with its criterion and its post-processing.
+
+Backbone, pyramid, a heatmap head whose peaks seed the queries, and the shared query decoder. What trains it: Hungarian
+matching with background trained (varifocal), auxiliary losses on every layer, denoising queries, and the dense
+one-to-many supervision of the heatmap head (`heatmap.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import box_convert, generalized_box_iou_loss
+
+from automoe import taxonomy
+from automoe.config import from_dict
+from automoe.experts.backbone import Backbone
+from automoe.experts.expert import CountReducer, ImageExpert
+from automoe.experts.heatmap import HeatmapHead, heatmap_loss, select_seeds
+from automoe.experts.pyramid import FeaturePyramid
+from automoe.experts.query_decoder import BoxReference, QueryDecoder
+from automoe.experts.registry import register_expert
+from automoe.losses import varifocal_loss
+from automoe.matching import HungarianMatcher
+from automoe.metrics.detection import DetectionMetrics
+
+COMMON = 50
+"""A class with fewer true boxes than this is left out of AP50_common: its AP is mostly luck."""
+
+
+@dataclass(frozen=True)
+class DetectionConfig:
+    """The model and its losses; every field can be set from the JSON config."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    norm: str = "folded"
+    frozen_stages: int = 2
+    dim: int = 64
+    num_queries: int = 100
+    decoder_layers: int = 2
+    heads: int = 4
+    points: int = 4
+    head_depth: int = 1
+    dropout: float = 0.0
+    cost_class: float = 2.0
+    cost_bbox: float = 5.0
+    cost_giou: float = 2.0
+    class_weight: float = 1.0
+    bbox_weight: float = 5.0
+    giou_weight: float = 2.0
+    heatmap_weight: float = 1.0
+    heatmap_giou_weight: float = 2.0
+    denoising_weight: float = 1.0
+    denoising_groups: int = 2
+    max_detections: int = 100
+
+
+class DetectionExpert(ImageExpert):
+    """Boxes of BDD100K's ten classes in an image, and tokens that say where they are.
+
+    `forward` takes normalised images [B, 3, H, W] (`normalise`) and returns
+      logits [L, B, Q, C] and boxes [L, B, Q, 4] (normalised cxcywh) of every decoder layer, the last one counts;
+      seed_logits [B, Q, C], seed_boxes [B, Q, 4]: what the heatmap head alone says;
+      heat_logits [B, C, h, w], heat_boxes [B, h, w, 4]: its maps, for the loss;
+      tokens [B, Q, D], token_positions [B, Q, 2] (x, y in [0, 1]): for the policy;
+      denoising_logits, denoising_boxes [L, B, M, ...] where denoising boxes were given.
+    """
+
+    kind = "detection"
+    classes = taxonomy.BDD_DETECTION
+    metric = "AP"
+    headline = ("AP", "AP50", "AP50_common", "AP50/car", "heatmap/AP")
+
+    def __init__(self, config: DetectionConfig, *, pretrained: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(
+            config.backbone, pretrained=pretrained, norm=config.norm, frozen_stages=config.frozen_stages
+        )
+        self.set_normalisation(self.backbone.mean, self.backbone.std)
+        self.pyramid = FeaturePyramid(self.backbone.channels, config.dim)
+        self.heatmap = HeatmapHead(config.dim, len(self.classes), config.head_depth)
+        self.content = nn.Sequential(nn.Linear(config.dim, config.dim), nn.LayerNorm(config.dim))
+        self.decoder = QueryDecoder(
+            config.dim,
+            len(self.classes),
+            BoxReference(),
+            BoxReference.numbers,
+            layers=config.decoder_layers,
+            maps=len(self.backbone.strides),
+            heads=config.heads,
+            points=config.points,
+            dropout=config.dropout,
+        )
+
+    def forward(self, images: Tensor, denoising_boxes: Tensor | None = None) -> dict[str, Tensor]:
+        """images: [B, 3, H, W] normalised. denoising_boxes: [B, M, 4] cxcywh, jittered true boxes (training only)."""
+        maps = self.pyramid(self.backbone(images))
+        heat_logits, heat_boxes = self.heatmap(maps[0])
+        seeds = select_seeds(heat_logits, heat_boxes, self.config.num_queries)
+        logits, boxes = seeds.logits.detach(), seeds.boxes.detach()
+        fine = maps[0].flatten(2).transpose(1, 2)
+        content = fine.gather(1, seeds.cells[..., None].expand(-1, -1, fine.shape[-1]))
+        extra, blocked = 0, None
+        if denoising_boxes is not None:
+            extra = denoising_boxes.shape[1]
+            content = torch.cat([content, _sample(maps[0], denoising_boxes[..., :2])], dim=1)
+            logits = torch.cat([logits, _sample(heat_logits.detach(), denoising_boxes[..., :2])], dim=1)
+            boxes = torch.cat([boxes, denoising_boxes.to(boxes.dtype)], dim=1)
+            blocked = self._blocked(boxes.shape[1] - extra, extra, images.device)
+        decoded = self.decoder(self.content(content), logits, boxes, maps, blocked)
+        count = boxes.shape[1] - extra
+        out = {
+            "logits": decoded.logits[:, :, :count],
+            "boxes": decoded.references[:, :, :count],
+            "seed_logits": seeds.logits,
+            "seed_boxes": seeds.boxes,
+            "heat_logits": heat_logits,
+            "heat_boxes": heat_boxes,
+            "tokens": decoded.states[:, :count],
+            "token_positions": decoded.references[-1, :, :count, :2],
+        }
+        if extra:
+            out["denoising_logits"] = decoded.logits[:, :, count:]
+            out["denoising_boxes"] = decoded.references[:, :, count:]
+        return out
+
+    def make_criterion(self, reduce_count: CountReducer) -> DetectionCriterion:
+        return DetectionCriterion(self.config, reduce_count)
+
+    def predict(self, images: Tensor, transform: Tensor, orig_size: Tensor) -> list[dict[str, Tensor]]:
+        """Per image `boxes` [K, 4] raw pixel xyxy, `scores` [K], `labels` [K], best first; `heatmap/...` likewise for
+        what the heatmap head alone would say, which shows what the decoder adds."""
+        outputs = self(self.normalise(images))
+        size = (images.shape[-2], images.shape[-1])
+        found = [
+            postprocess_detections(logits, boxes, transform, orig_size, size, self.config.max_detections)
+            for logits, boxes in (
+                (outputs["logits"][-1], outputs["boxes"][-1]),
+                (outputs["seed_logits"], outputs["seed_boxes"]),
+            )
+        ]
+        return [final | {f"heatmap/{k}": v for k, v in seed.items()} for final, seed in zip(*found)]
+
+    def make_metrics(self) -> DetectionScores:
+        return DetectionScores()
+
+    def add_to_metrics(
+        self, metrics: DetectionScores, sample_id: str, prediction: Mapping[str, Tensor], truth: Any
+    ) -> None:
+        for part, prefix in ((metrics.final, ""), (metrics.heatmap, "heatmap/")):
+            predicted = (prediction[prefix + key].numpy() for key in ("boxes", "scores", "labels"))
+            part.add(sample_id, truth.boxes, truth.labels, truth.ignored, *predicted)
+
+    def summarise(self, metrics: DetectionScores) -> dict[str, float | None]:
+        """The official metrics; AP50_common over the classes with 50 or more boxes; heatmap/... of the head alone."""
+        scores = metrics.final.compute()
+        common = [name for name, count in metrics.final.truth_counts().items() if count >= COMMON]
+        scores["AP50_common"] = metrics.final.ap50_over(common)
+        alone = metrics.heatmap.compute()
+        for key in ("AP", "AP50", "AP75", "AP50/car"):
+            scores[f"heatmap/{key}"] = alone[key]
+        return scores
+
+    def _blocked(self, count: int, extra: int, device: torch.device) -> Tensor:
+        """No query sees a denoising query, no denoising group sees another: nothing leaks the truth."""
+        groups = torch.full((count + extra,), -1, device=device)
+        size = extra // (2 * self.config.denoising_groups)
+        groups[count:] = torch.arange(extra, device=device) // max(size, 1)
+        noisy = groups >= 0
+        return noisy[None, :] & (groups[:, None] != groups[None, :])
+
+
+class DetectionScores:
+    """Metrics of the whole expert and, beside them, of its heatmap head alone."""
+
+    def __init__(self) -> None:
+        self.final, self.heatmap = DetectionMetrics(), DetectionMetrics()
+
+    def state(self) -> tuple[Any, Any]:
+        """Plain picklable data for `merge` in another process."""
+        return self.final.state(), self.heatmap.state()
+
+    def merge(self, states: list[tuple[Any, Any]]) -> None:
+        """Add what other processes scored."""
+        self.final.merge([state[0] for state in states])
+        self.heatmap.merge([state[1] for state in states])
+
+
+def _sample(feature_map: Tensor, centers: Tensor) -> Tensor:
+    """[B, D, H, W] at x, y in [0, 1] ([B, M, 2]), bilinearly: [B, M, D]."""
+    grid = (centers * 2 - 1)[:, :, None].to(feature_map.dtype)
+    return F.grid_sample(feature_map, grid, align_corners=False, padding_mode="border")[..., 0].transpose(1, 2)
+
+
+def make_denoising(
+    targets: list[dict[str, Tensor]], groups: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """Jittered copies of the true boxes: contrastive denoising (DINO), without label noise.
+
+    Every group holds a positive copy of each box (moved less than half its size) and a negative one (moved further,
+    which must say background). Returns boxes [B, 2 * groups * N, 4] and source int64 [B, 2 * groups * N]: the index of
+    the true box, -1 for a negative, -2 for padding; None where no image has a box.
+    """
+    most = max((len(t["boxes"]) for t in targets), default=0)
+    if most == 0:
+        return None
+    device = targets[0]["boxes"].device
+    boxes = torch.full((len(targets), 2 * groups, most, 4), 0.5, device=device)
+    boxes[..., 2:] = 0.05
+    source = torch.full((len(targets), 2 * groups, most), -2, device=device, dtype=torch.int64)
+    for b, target in enumerate(targets):
+        true, keep = target["boxes"].float(), ~target["ignored"]
+        if len(true) == 0:
+            continue
+        shape = (2 * groups, len(true), 4)
+        sign = torch.where(torch.rand(shape, device=device, generator=generator) < 0.5, -1.0, 1.0)
+        amount = torch.rand(shape, device=device, generator=generator)
+        amount[groups:] = amount[groups:] * 0.5 + 0.5
+        amount[:groups] = amount[:groups] * 0.4
+        shift = sign[..., :2] * amount[..., :2] * true[None, :, 2:]
+        stretch = torch.exp(sign[..., 2:] * amount[..., 2:] * 0.7)
+        boxes[b, :, : len(true), :2] = (true[None, :, :2] + shift).clamp(0, 1)
+        boxes[b, :, : len(true), 2:] = (true[None, :, 2:] * stretch).clamp(1e-3, 1.0)
+        index = torch.arange(len(true), device=device)
+        source[b, :groups, : len(true)] = torch.where(keep, index, -2)
+        source[b, groups:, : len(true)] = torch.where(keep, -1, -2)
+    return boxes.flatten(1, 2), source.flatten(1, 2)
+
+
+class DetectionCriterion:
+    """Losses of `DetectionExpert`. reduce_count turns a local count into its mean over processes."""
+
+    def __init__(self, config: DetectionConfig, reduce_count: CountReducer) -> None:
+        self.config = config
+        self.reduce_count = lambda n: max(1.0, reduce_count(n))
+        self.matcher = HungarianMatcher(config.cost_class, config.cost_bbox, config.cost_giou)
+
+    def __call__(self, model: DetectionExpert, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Run the model on a training batch, with denoising queries, and return its losses."""
+        columns = zip(batch["boxes"], batch["labels"], batch["ignored"])
+        targets = [{"boxes": b, "labels": label, "ignored": i} for b, label, i in columns]
+        denoising = make_denoising(targets, self.config.denoising_groups) if self.config.denoising_groups else None
+        boxes, source = denoising if denoising is not None else (None, None)
+        return self.losses(model(model.normalise(batch["image"]), boxes), targets, source)
+
+    def losses(
+        self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]], source: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """targets: per image `boxes` [N, 4] cxcywh, `labels` [N], `ignored` [N]; source: see `make_denoising`."""
+        c = self.config
+        kept = [{key: t[key][~t["ignored"]] for key in ("boxes", "labels")} for t in targets]
+        normal = self.reduce_count(sum(len(t["boxes"]) for t in kept))
+        layers = len(outputs["logits"])
+        with torch.no_grad():
+            matches = self.matcher({"logits": outputs["logits"], "boxes": outputs["boxes"]}, kept)
+        losses: dict[str, Tensor] = {}
+        for layer in range(layers):
+            assigned = torch.full(outputs["logits"].shape[1:3], -1, device=outputs["logits"].device)
+            for b, (query, target) in enumerate(matches[layer]):
+                assigned[b, query.to(assigned.device)] = target.to(assigned.device)
+            logits, boxes = outputs["logits"][layer], outputs["boxes"][layer]
+            ignore = _over_ignored(boxes.detach(), targets) & (assigned < 0)
+            terms = self._layer(logits, boxes, kept, torch.where(ignore, -2, assigned), normal)
+            for name, value in terms.items():
+                losses[name if layer == layers - 1 else f"{name}_{layer}"] = value
+        if source is not None and "denoising_logits" in outputs:
+            # Denoising sources count all boxes; the kept ones are found again by their rank among the kept.
+            ranks = [torch.cumsum((~t["ignored"]).long(), 0) - 1 for t in targets]
+            mapped = source.clone()
+            for b, rank in enumerate(ranks):
+                if len(rank):
+                    mapped[b] = torch.where(source[b] >= 0, rank[source[b].clamp(min=0)], source[b])
+            for layer in range(layers):
+                logits, boxes = outputs["denoising_logits"][layer], outputs["denoising_boxes"][layer]
+                terms = self._layer(logits, boxes, kept, mapped, normal * c.denoising_groups)
+                for name, value in terms.items():
+                    losses[f"denoising_{name}_{layer}"] = value * c.denoising_weight
+        dense = heatmap_loss(outputs["heat_logits"], outputs["heat_boxes"], targets, self.reduce_count)
+        losses["heatmap"] = dense["heatmap"] * c.heatmap_weight
+        losses["heatmap_giou"] = dense["heatmap_giou"] * c.heatmap_giou_weight
+        losses["loss"] = torch.stack(list(losses.values())).sum()
+        return losses
+
+    def _layer(
+        self, logits: Tensor, boxes: Tensor, kept: list[dict[str, Tensor]], assigned: Tensor, normal: float
+    ) -> dict[str, Tensor]:
+        """One layer: logits [B, Q, C], boxes [B, Q, 4], assigned [B, Q]: a kept box, -1 background, -2 don't care."""
+        logits, boxes = logits.float(), boxes.float()
+        rows = assigned >= 0
+        batch, _ = rows.nonzero(as_tuple=True)
+        offsets = torch.tensor([0, *[len(t["boxes"]) for t in kept][:-1]], device=boxes.device).cumsum(0)
+        flat = offsets[batch] + assigned[rows]
+        true = torch.cat([t["boxes"] for t in kept]).float()[flat]
+        labels = torch.cat([t["labels"] for t in kept])[flat]
+        got_xyxy, true_xyxy = box_convert(boxes[rows], "cxcywh", "xyxy"), box_convert(true, "cxcywh", "xyxy")
+        quality = torch.zeros_like(logits)
+        with torch.no_grad():
+            iou = _paired_iou(got_xyxy, true_xyxy)
+        values = torch.zeros(len(labels), logits.shape[-1], device=logits.device)
+        values[torch.arange(len(labels), device=labels.device), labels] = iou.clamp(min=0.01)
+        quality[rows] = values
+        weight = (assigned > -2).to(logits.dtype)[..., None]
+        giou = generalized_box_iou_loss(got_xyxy, true_xyxy).sum() if len(true) else boxes.sum() * 0.0
+        return {
+            "class": varifocal_loss(logits, quality, weight) / normal * self.config.class_weight,
+            "bbox": (boxes[rows] - true).abs().sum() / normal * self.config.bbox_weight,
+            "giou": giou / normal * self.config.giou_weight,
+        }
+
+
+def _paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of row i of a with row i of b, xyxy: [N]."""
+    low, high = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
+    overlap = (high - low).clamp(min=0).prod(dim=1)
+    area = (a[:, 2:] - a[:, :2]).prod(dim=1) + (b[:, 2:] - b[:, :2]).prod(dim=1)
+    return overlap / (area - overlap).clamp(min=1e-9)
+
+
+def _over_ignored(boxes: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
+    """Which predictions lie mostly (over half of their area) in an ignored region: bool [B, Q]."""
+    out = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
+    for b, target in enumerate(targets):
+        regions = target["boxes"][target["ignored"]]
+        if len(regions) == 0:
+            continue
+        predicted, region = (
+            box_convert(boxes[b].float(), "cxcywh", "xyxy"),
+            box_convert(regions, "cxcywh", "xyxy"),
+        )
+        low = torch.maximum(predicted[:, None, :2], region[None, :, :2])
+        high = torch.minimum(predicted[:, None, 2:], region[None, :, 2:])
+        inside = (high - low).clamp(min=0).prod(dim=-1)
+        area = (predicted[:, 2:] - predicted[:, :2]).prod(dim=1).clamp(min=1e-9)
+        out[b] = (inside / area[:, None]).amax(dim=1) > 0.5
+    return out
+
+
+def postprocess_detections(
+    logits: Tensor, boxes: Tensor, transform: Tensor, orig_size: Tensor, size: tuple[int, int], limit: int
+) -> list[dict[str, Tensor]]:
+    """Detections in raw pixels, best first.
+
+    logits: [B, Q, C]; boxes: [B, Q, 4] normalised cxcywh; transform: [B, 2, 3] raw pixel -> network pixel; orig_size:
+    [B, 2] height, width; size: the network's height, width. Returns per image `boxes` [K, 4] xyxy, `scores`, `labels`.
+    """
+    height, width = size
+    scale = boxes.new_tensor([width, height, width, height], dtype=torch.float32)
+    found = []
+    for b in range(len(logits)):
+        scores, index = logits[b].float().sigmoid().flatten().topk(min(limit, logits[b].numel()))
+        query, label = index // logits.shape[-1], index % logits.shape[-1]
+        xyxy = box_convert(boxes[b, query].float() * scale, "cxcywh", "xyxy")
+        affine = transform[b].to(xyxy)
+        stretch, offset = affine[:, :2].diagonal().repeat(2), affine[:, 2].repeat(2)
+        raw_height, raw_width = orig_size[b].tolist()
+        bound = xyxy.new_tensor([raw_width, raw_height, raw_width, raw_height])
+        raw = torch.minimum(((xyxy - offset) / stretch).clamp(min=0), bound)
+        found.append({"boxes": raw.cpu(), "scores": scores.cpu(), "labels": label.cpu()})
+    return found
+
+
+@register_expert("detection")
+def build_detection(config: dict[str, Any], *, pretrained: bool) -> DetectionExpert:
+    """A detection expert from its model config (`DetectionConfig`)."""
+    return DetectionExpert(from_dict(DetectionConfig, config, "model"), pretrained=pretrained)

@@ -1,0 +1,64 @@
+"""An expert from its checkpoint alone: config, classes, pre- and post-processing all come from the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from automoe.data.transforms import EvalTransform, warp_image
+from automoe.engine import checkpoint
+from automoe.errors import CheckpointError
+from automoe.experts.expert import ImageExpert
+from automoe.experts.registry import build_expert, expert_names
+
+
+@dataclass(frozen=True)
+class TrainedExpert:
+    """A model in eval mode, ready for raw pictures. payload: everything the checkpoint says about itself."""
+
+    model: ImageExpert
+    size: tuple[int, int]
+    device: torch.device
+    path: Path
+    payload: dict[str, Any]
+
+    @property
+    def transform(self) -> EvalTransform:
+        """From a raw picture to the network's input."""
+        return EvalTransform(self.size)
+
+    @torch.no_grad()
+    def predict(self, images: list[np.ndarray]) -> list[dict[str, Tensor]]:
+        """Predictions in raw pixels for RGB uint8 [h, w, 3] pictures of any sizes."""
+        matrices = [self.transform.matrix(*image.shape[:2]) for image in images]
+        inputs = np.stack([warp_image(image, m, self.size) for image, m in zip(images, matrices)])
+        return self.model.predict(
+            torch.from_numpy(inputs).permute(0, 3, 1, 2).to(self.device),
+            torch.from_numpy(np.stack(matrices)).float().to(self.device),
+            torch.tensor([image.shape[:2] for image in images]),
+        )
+
+
+def load_expert(path: Path | str, device: torch.device | str = "cpu") -> TrainedExpert:
+    """Read a `best.pth` of an expert trainer. Raises CheckpointError where it isn't one or doesn't fit."""
+    path = Path(path)
+    payload = checkpoint.load(path)
+    kind = payload.get("expert")
+    if kind not in expert_names() or "model" not in payload:
+        raise CheckpointError(
+            f"{path} is not an expert's checkpoint (it says expert={kind!r}); give the best.pth of an expert's run."
+        )
+    model = build_expert(kind, payload["model_config"], pretrained=False)
+    checkpoint.load_weights(model, payload["model"])
+    if tuple(payload["classes"]) != model.classes:
+        raise CheckpointError(f"{path} was trained on other classes ({', '.join(payload['classes'])}); train again.")
+    preprocess = payload["preprocess"]
+    model.set_normalisation(tuple(preprocess["mean"]), tuple(preprocess["std"]))
+    height, width = preprocess["size"]
+    device = torch.device(device)
+    return TrainedExpert(model.to(device).eval(), (height, width), device, path, payload)
