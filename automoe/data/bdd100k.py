@@ -402,9 +402,13 @@ def _bases(root: Path) -> list[Path]:
 def _find_source(root: Path, bases: list[Path], task: str, split: str) -> Source:
     """Raises DataError with the sentence for the user where labels or images are missing."""
     remarks: list[str] = []
+    seen: set[Path] = set()
     for base in bases:
         for pattern in _LABELS[task]:
             labels = base / pattern.format(s=split)
+            if labels in seen:
+                continue
+            seen.add(labels)
             found = _inspect_labels(labels, task, remarks)
             if found is None:
                 continue
@@ -422,9 +426,7 @@ def _find_source(root: Path, bases: list[Path], task: str, split: str) -> Source
             if images_split != split:
                 notes.append(f"the images of the {split} labels lie in the folder of {images_split}")
             if background_first:
-                notes.append(
-                    "masks hold 0 background, 1 direct, 2 alternative (2018 release); they are mapped"
-                )
+                notes.append("masks hold 0 background, 1 direct, 2 alternative (2018 release); they are mapped")
             return Source(task, split, folder, labels, suffix, mask_suffix, background_first, tuple(notes))
     looked = ", ".join(pattern.format(s=split) for pattern in _LABELS[task])
     why = f" ({'; '.join(remarks)})" if remarks else ""

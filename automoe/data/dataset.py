@@ -144,9 +144,7 @@ class PreparedDataset(Dataset[dict[str, Any]]):
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Items to a batch: image [B,3,H,W], mask [B,H,W] if there is one, transform [B,2,3], orig_size [B,2],
     and lists of sample_id, index, boxes, labels, ignored."""
-    batch = {
-        key: [item[key] for item in items] for key in ("sample_id", "index", "boxes", "labels", "ignored")
-    }
+    batch = {key: [item[key] for item in items] for key in ("sample_id", "index", "boxes", "labels", "ignored")}
     for key in ("image", "mask", "transform", "orig_size"):
         if key in items[0]:
             batch[key] = torch.stack([item[key] for item in items])  # pyright: ignore[reportArgumentType]

@@ -29,9 +29,7 @@ def iter_json_records(path: Path) -> Iterator[Any]:
             else:
                 yield from _wrapped_items(head + text.read(), path)
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not text ({error.reason} at byte {error.start}); download it again"
-        ) from error
+        raise DataError(f"{path} is not text ({error.reason} at byte {error.start}); download it again") from error
     except OSError as error:
         raise DataError(f"cannot read the labels {path}: {error.strerror}") from error
 

@@ -82,9 +82,7 @@ class PreparedInfo:
         path = Path(path)
         manifest = _manifest(path)
         if manifest is None:
-            raise DataError(
-                f"{path} is not a prepared set (it has no {MANIFEST}); run `automoe prepare bdd100k`"
-            )
+            raise DataError(f"{path} is not a prepared set (it has no {MANIFEST}); run `automoe prepare bdd100k`")
         if manifest["format_version"] != FORMAT_VERSION:
             raise DataError(
                 f"{path} has format version {manifest['format_version']}, this program reads "
@@ -95,9 +93,7 @@ class PreparedInfo:
         for shard in manifest["shards"]:
             file = path / shard["file"]
             if not file.is_file() or file.stat().st_size != shard["bytes"]:
-                raise DataError(
-                    f"the shard {file} is missing or cut short; run `automoe prepare bdd100k` again"
-                )
+                raise DataError(f"the shard {file} is missing or cut short; run `automoe prepare bdd100k` again")
         return cls(
             path,
             manifest["task"],
@@ -118,9 +114,7 @@ class PreparedInfo:
         if self.task == "detection":
             text += f", {self.boxes} boxes"
         if self.quarantined or self.rejected_labels:
-            text += (
-                f"; {self.quarantined} broken images and {self.rejected_labels} broken boxes were left out, "
-            )
+            text += f"; {self.quarantined} broken images and {self.rejected_labels} broken boxes were left out, "
             text += f"each named in {self.path / QUARANTINE}"
         return text
 
@@ -318,8 +312,7 @@ def _finish(
         },
         "notes": source.notes,
         "shards": [
-            {"file": shard.file, "rows": shard.rows, "bytes": shard.bytes, "sha256": shard.sha256}
-            for shard in shards
+            {"file": shard.file, "rows": shard.rows, "bytes": shard.bytes, "sha256": shard.sha256} for shard in shards
         ],
     }
     kept = {shard.file for shard in shards}
@@ -364,8 +357,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise DataError(
-                f"cannot write the prepared set to {out} ({error.strerror}); name a writable place with "
-                "--prepared_dir"
+                f"cannot write the prepared set to {out} ({error.strerror}); name a writable place with --prepared_dir"
             ) from error
         raise
 

@@ -79,12 +79,11 @@ def features(task: str) -> Any:
 
 
 def shard_key(records: list[Record], source: Source) -> str:
-    """A hash of everything that decides a shard's content, file contents by their sizes."""
+    """A hash of everything that decides a shard's content; files by size and time."""
     digest = hashlib.sha256(f"{FORMAT_VERSION} {source.task} {source.background_first}".encode())
     for record in records:
         for path in (record.image, record.mask):
-            stamp = _stamp(path) if path else None
-            digest.update(f"{record.name} {stamp[0] if stamp else None} ".encode())
+            digest.update(f"{record.name} {_stamp(path) if path else None} ".encode())
         digest.update(_label_digest(record))
     return digest.hexdigest()
 

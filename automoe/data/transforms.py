@@ -86,7 +86,8 @@ class EvalTransform:
 
     def matrix(self, height: int, width: int, rng: np.random.Generator | None = None) -> np.ndarray:
         scale = fit_scale(height, width, self.size)
-        shift_x, shift_y = (self.size[1] - scale * width) / 2, (self.size[0] - scale * height) / 2
+        # Whole pixels of padding, so that an image of exactly twice the size falls on the network's grid.
+        shift_x, shift_y = (self.size[1] - scale * width) // 2, (self.size[0] - scale * height) // 2
         return np.array([[scale, 0, shift_x], [0, scale, shift_y]])
 
     def recolor(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -170,9 +171,7 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> 
     """Moves uint8 [h,w,3] by the affine into [H,W,3], bilinear; grey beyond the raw image."""
     centres = matrix.copy()
     centres[:, 2] += matrix[:, :2].sum(axis=1) * 0.5 - 0.5
-    moved = cv2.warpAffine(
-        image, centres, (size[1], size[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    moved = cv2.warpAffine(image, centres, (size[1], size[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     rows, columns = _sources(matrix, size)
     moved[(rows < 0) | (rows >= image.shape[0])] = PADDING_GREY
     moved[:, (columns < 0) | (columns >= image.shape[1])] = PADDING_GREY
@@ -210,9 +209,7 @@ def move_boxes(boxes: np.ndarray, matrix: np.ndarray, transform: Transform) -> M
     inside: np.ndarray = np.logical_and(moved[:, :2] < (width, height), moved[:, 2:] > 0)
     visible = np.where(sides > 0, clipped_sides / np.where(sides > 0, sides, 1), inside).prod(axis=1)
     kept: np.ndarray = np.all(inside, axis=1)
-    too_little = (visible < transform.min_visible) | (
-        np.sqrt(clipped_sides.prod(axis=1)) < transform.min_pixels
-    )
+    too_little = (visible < transform.min_visible) | (np.sqrt(clipped_sides.prod(axis=1)) < transform.min_pixels)
     normalised = np.concatenate([(clipped[:, :2] + clipped[:, 2:]) / 2, clipped_sides], axis=1)
     normalised /= (width, height, width, height)
     return MovedBoxes(normalised[kept].astype(np.float32), too_little[kept], kept)
