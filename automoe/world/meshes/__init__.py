@@ -1,10 +1,11 @@
-"""Procedural assets of the embedded world: every mesh and texture is made here from a random generator, none is loaded.
+"""Procedural assets of the embedded world: each mesh and texture is made from a random generator, none is loaded.
 
 Frame of every asset: x forward, y left, z up, metres, origin on the ground.
 """
 
 from automoe.world.meshes.buildings import make_building
 from automoe.world.meshes.people import make_person
+from automoe.world.meshes.rail import make_train
 from automoe.world.meshes.street import (
     make_bus_stop,
     make_fence,
@@ -16,8 +17,9 @@ from automoe.world.meshes.street import (
     make_wall,
 )
 from automoe.world.meshes.textures import TEXTURES
+from automoe.world.meshes.two_wheelers import make_two_wheeler
 from automoe.world.meshes.vegetation import make_bush, make_hedge, make_tree
-from automoe.world.meshes.vehicles import make_train, make_two_wheeler, make_vehicle
+from automoe.world.meshes.vehicles import make_vehicle
 
 __all__ = [
     "TEXTURES",

@@ -21,9 +21,7 @@ BLUE, GREEN, YELLOW = (24, 74, 158), (14, 104, 66), (244, 190, 24)
 SIGN_SIZE = 128
 
 
-def _text(
-    image: np.ndarray, text: str, centre: tuple[int, int], scale: float, colour: Colour, thick: int
-) -> None:
+def _text(image: np.ndarray, text: str, centre: tuple[int, int], scale: float, colour: Colour, thick: int) -> None:
     """Write `text` around `centre`, in place."""
     (width, tall), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, scale, thick)
     at = (centre[0] - width // 2, centre[1] + tall // 2)
@@ -165,9 +163,7 @@ def license_plate(rng: np.random.Generator) -> np.ndarray:
     text = "".join(rng.choice(list("ABCDEFGHKLMNPRSTVXZ"), 3)) + "".join(rng.choice(list("123456789"), 3))
     mask = np.zeros((48, 128), dtype=np.uint8)
     (width, tall), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, 0.9, 2)
-    cv2.putText(
-        mask, text, (64 - width // 2, 24 + tall // 2), cv2.FONT_HERSHEY_DUPLEX, 0.9, 255, 2, cv2.LINE_AA
-    )
+    cv2.putText(mask, text, (64 - width // 2, 24 + tall // 2), cv2.FONT_HERSHEY_DUPLEX, 0.9, 255, 2, cv2.LINE_AA)
     stretched = cv2.resize(mask, (128, 128))[..., None] / 255.0
     return to_uint8(image * (1 - stretched) + stretched * np.array([30.0, 34.0, 70.0]))
 
@@ -191,9 +187,7 @@ def car_paint(rng: np.random.Generator) -> np.ndarray:
     image = np.full((size, size, 3), 232.0)
     half = size // 2
     rows = np.linspace(0, 1, half)
-    shade = np.interp(
-        rows, [0.0, 0.3, 0.36, 0.44, 0.62, 0.8, 0.9, 1.0], [235, 235, 250, 236, 214, 184, 140, 96]
-    )
+    shade = np.interp(rows, [0.0, 0.3, 0.36, 0.44, 0.62, 0.8, 0.9, 1.0], [235, 235, 250, 236, 214, 184, 140, 96])
     image[:half] = shade[:, None, None]
     seam = 92.0
     cv2.polylines(image, [np.array([(180, 0), (181, 78), (178, 108), (66, 108)])], False, (seam,) * 3, 1)

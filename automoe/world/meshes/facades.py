@@ -41,22 +41,16 @@ class Style:
 
 STYLES: dict[str, Style] = {
     "brick_red": Style("brick", (142, 72, 56), sill=(196, 190, 178)),
-    "brick_brown": Style(
-        "brick", (112, 80, 62), (0.2, 0.2, 0.8, 0.76), (70, 62, 56), (3, 1), band=(156, 146, 130)
-    ),
+    "brick_brown": Style("brick", (112, 80, 62), (0.2, 0.2, 0.8, 0.76), (70, 62, 56), (3, 1), band=(156, 146, 130)),
     "brick_yellow": Style("brick", (186, 160, 116), (0.3, 0.16, 0.7, 0.8), (236, 234, 226), (2, 3)),
     "plaster_white": Style("plaster", (214, 210, 200), (0.3, 0.18, 0.7, 0.8), (120, 92, 66), (2, 2)),
     "plaster_ochre": Style("plaster", (206, 172, 118), (0.31, 0.16, 0.69, 0.82), band=(226, 214, 186)),
     "plaster_rose": Style("plaster", (196, 146, 128), (0.28, 0.2, 0.72, 0.78), band=(222, 206, 194)),
-    "plaster_grey": Style(
-        "plaster", (150, 154, 158), (0.18, 0.22, 0.82, 0.78), (52, 54, 58), (3, 1), sill=None
-    ),
+    "plaster_grey": Style("plaster", (150, 154, 158), (0.18, 0.22, 0.82, 0.78), (52, 54, 58), (3, 1), sill=None),
     "siding_blue": Style("siding", (142, 164, 182), (0.3, 0.2, 0.7, 0.76), (240, 240, 236), (2, 2)),
     "siding_cream": Style("siding", (218, 206, 176), (0.3, 0.2, 0.7, 0.76), (240, 240, 236), (2, 2)),
     "concrete": Style("concrete", (158, 156, 150), (0.0, 0.28, 1.0, 0.76), (84, 86, 88), (2, 1), sill=None),
-    "office_tan": Style(
-        "concrete", (186, 170, 146), (0.12, 0.16, 0.88, 0.84), (72, 66, 60), (2, 1), sill=None
-    ),
+    "office_tan": Style("concrete", (186, 170, 146), (0.12, 0.16, 0.88, 0.84), (72, 66, 60), (2, 1), sill=None),
     "glass_blue": Style("glass", (94, 130, 158), (0.0, 0.0, 1.0, 1.0), (70, 82, 92), (2, 1), sill=None),
     "glass_dark": Style("glass", (62, 76, 84), (0.0, 0.0, 1.0, 1.0), (40, 44, 48), (1, 1), sill=None),
 }
@@ -126,9 +120,7 @@ def _pane(picture: _Picture, at: tuple[float, float, float, float], curtains: fl
     if draw < curtains:
         drop = top + round(height * rng.uniform(0.25, 0.9))
         blind = np.array([196.0, 190.0, 176.0]) * rng.uniform(0.6, 0.95)
-        picture.image[top:drop, left:right] = (
-            blind * (0.92 + 0.08 * (np.arange(drop - top) % 3 > 0))[:, None, None]
-        )
+        picture.image[top:drop, left:right] = blind * (0.92 + 0.08 * (np.arange(drop - top) % 3 > 0))[:, None, None]
     elif draw < 1.6 * curtains:
         side = round((right - left) * 0.22)
         cloth = np.array([188.0, 176.0, 160.0]) * rng.uniform(0.6, 1.0)
@@ -216,9 +208,7 @@ def ground_floor(rng: np.random.Generator, style: Style, lit: bool = False) -> n
     if style.wall in ("glass", "concrete"):
         return _lobby(picture, lit)
     _window(picture, (142, 62, 226, 186), style.bars, 0.5)
-    door = tuple(
-        np.array([(96, 52, 40), (50, 70, 62), (60, 66, 84), (120, 92, 60)][rng.integers(4)], dtype=float)
-    )
+    door = tuple(np.array([(96, 52, 40), (50, 70, 62), (60, 66, 84), (120, 92, 60)][rng.integers(4)], dtype=float))
     picture.fill((30, 44, 96, 256), style.frame)
     picture.fill((36, 78, 90, 256), door)
     picture.fill((36, 50, 90, 74), (70, 84, 98))

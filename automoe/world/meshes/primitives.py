@@ -81,9 +81,7 @@ def quads(corners: np.ndarray, uv: np.ndarray | None = None) -> Soup:
     Triangles without area (where two corners of a quad coincide) are dropped.
     """
     corners = np.asarray(corners, dtype=np.float64).reshape(-1, 4, 3)
-    texture = (
-        np.broadcast_to(UNIT_UV, (len(corners), 4, 2)) if uv is None else np.asarray(uv).reshape(-1, 4, 2)
-    )
+    texture = np.broadcast_to(UNIT_UV, (len(corners), 4, 2)) if uv is None else np.asarray(uv).reshape(-1, 4, 2)
     order = [0, 1, 2, 0, 2, 3]
     triangles, texture = corners[:, order].reshape(-1, 3, 3), texture[:, order].reshape(-1, 3, 2)
     keep = np.linalg.norm(_area_normals(triangles), axis=1) > 1e-7
@@ -151,11 +149,7 @@ def tube(points: Sequence[Sequence[float]], radii: Sequence[float | tuple[float,
     angle = 2 * np.pi * (np.arange(sides) + 0.5) / sides
     pairs = np.array([(r, r) if np.isscalar(r) else r for r in radii], dtype=np.float64)
     a, b = pairs[:, :1, None], pairs[:, 1:, None]
-    rings = (
-        path[:, None]
-        - a * np.cos(angle)[:, None] * first[:, None]
-        - b * np.sin(angle)[:, None] * second[:, None]
-    )
+    rings = path[:, None] - a * np.cos(angle)[:, None] * first[:, None] - b * np.sin(angle)[:, None] * second[:, None]
     return loft(rings, *caps)
 
 
@@ -219,9 +213,7 @@ class Builder:
         self._soups: dict[tuple[str, str], dict[float, list[Soup]]] = {}
         self._materials: dict[str, Material] = {}
 
-    def add(
-        self, material: Material, *soups: Soup, label: str | None = None, crease: float = CREASE_DEGREES
-    ) -> None:
+    def add(self, material: Material, *soups: Soup, label: str | None = None, crease: float = CREASE_DEGREES) -> None:
         """Add triangles of one material.
 
         `label` is for parts of another class than the builder's own; faces that meet at more than `crease` degrees
@@ -254,9 +246,7 @@ def assemble(name: str, parts: Sequence[Part], category: str | None = None, cent
     """
     low, high = bounds(parts)
     shift = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]]) if centred else np.zeros(3)
-    moved = tuple(
-        Part((p.vertices - shift).astype(np.float32), p.faces, p.material, p.label, p.uv) for p in parts
-    )
+    moved = tuple(Part((p.vertices - shift).astype(np.float32), p.faces, p.material, p.label, p.uv) for p in parts)
     low, high = bounds(moved)
     half = np.maximum(np.abs(low), np.abs(high))
     size = (2 * half[0], 2 * half[1], high[2] - min(low[2], 0.0))
@@ -282,9 +272,7 @@ def _weld(soup: Soup, crease: float, textured: bool) -> tuple[np.ndarray, np.nda
     uv = soup.uv if textured else np.zeros_like(soup.uv)
     corners = np.concatenate([soup.corners, uv, normals], axis=-1).reshape(-1, 8)
     rounding = np.array([1e4, 1e4, 1e4, 1e3, 1e3, 20, 20, 20])
-    _, first, inverse = np.unique(
-        np.round(corners * rounding), axis=0, return_index=True, return_inverse=True
-    )
+    _, first, inverse = np.unique(np.round(corners * rounding), axis=0, return_index=True, return_inverse=True)
     vertices = corners[first].astype(np.float32)
     return vertices[:, :3], inverse.reshape(-1, 3), vertices[:, 3:5]
 

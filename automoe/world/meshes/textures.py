@@ -40,16 +40,12 @@ def _crack(rng: np.random.Generator, image: np.ndarray, factor: float) -> None:
     """Darken a wandering line, in place, wrapping around the edges."""
     size = len(image)
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.18, 180))
-    steps = rng.uniform(0, size, 2) + np.cumsum(
-        np.stack([np.cos(heading), np.sin(heading)], axis=1) * 1.4, axis=0
-    )
+    steps = rng.uniform(0, size, 2) + np.cumsum(np.stack([np.cos(heading), np.sin(heading)], axis=1) * 1.4, axis=0)
     at = np.unique(steps.astype(np.int64) % size, axis=0)
     image[at[:, 0], at[:, 1]] *= factor
 
 
-def paving(
-    rng: np.random.Generator, colour: tuple[float, float, float], across: int, joint: float
-) -> np.ndarray:
+def paving(rng: np.random.Generator, colour: tuple[float, float, float], across: int, joint: float) -> np.ndarray:
     """Square concrete slabs, `across` to a side, each with a tone of its own."""
     size = 256
     slab = size // across
@@ -95,9 +91,7 @@ def soil(rng: np.random.Generator, colour: tuple[float, float, float] = (122, 10
     image = (1 + 0.09 * cloud(rng, size, 1.2) + grain(rng, size, 0.08))[..., None] * np.array(colour)
     for _ in range(120):
         centre = tuple(int(c) for c in rng.integers(0, size, 2))
-        cv2.circle(
-            image, centre, int(rng.integers(1, 3)), (np.array(colour) * rng.uniform(0.75, 1.35)).tolist(), -1
-        )
+        cv2.circle(image, centre, int(rng.integers(1, 3)), (np.array(colour) * rng.uniform(0.75, 1.35)).tolist(), -1)
     return to_uint8(image)
 
 
@@ -156,10 +150,7 @@ def foliage(rng: np.random.Generator, colour: tuple[float, float, float], leaf: 
     for depth, count in ((0.50, 700), (0.78, 620), (1.08, 430)):
         for x, y in rng.integers(0, size, (count, 2)):
             shade = (
-                tint
-                * depth
-                * rng.uniform(0.8, 1.22)
-                * np.array([rng.uniform(0.85, 1.2), 1.0, rng.uniform(0.7, 1.0)])
+                tint * depth * rng.uniform(0.8, 1.22) * np.array([rng.uniform(0.85, 1.2), 1.0, rng.uniform(0.7, 1.0)])
             )
             axes = (int(leaf * rng.uniform(0.8, 1.6)), max(1, int(leaf * 0.55)))
             angle = float(rng.uniform(0, 180))
