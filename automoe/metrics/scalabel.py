@@ -218,7 +218,7 @@ def check_names(truth: Iterable[str], predicted: Iterable[str]) -> None:
         )
     if missing:
         logger.warning(
-            "%d of %d frames have no prediction and count as empty; the first is %s.",
+            "%d of %d frames have no prediction and count as missed; the first is %s.",
             len(missing),
             len(truth),
             missing[0],

@@ -64,7 +64,7 @@ def test_official_mask_cases(fixtures: Callable[[str], Path], expected: dict, ca
     with caplog.at_level(logging.WARNING):
         scores = score_segmentation("segmentation", case / "gt+", case / "pred")
     check(scores, expected["bdd_seg_missing_pred"])
-    assert "1 of 2 frames have no prediction and count as empty; the first is b" in caplog.text
+    assert "1 of 2 frames have no prediction and count as missed; the first is b" in caplog.text
 
 
 def test_official_run_length_folders(fixtures: Callable[[str], Path]) -> None:
@@ -213,6 +213,21 @@ def test_processes_and_order_do_not_matter(processes: int, rng: random.Random) -
     merged.merge(states)
     assert len(merged) == len(samples)
     assert merged.compute() == alone.compute()
+
+
+def test_repeated_sample_with_other_values_is_resolved_alike_in_any_order() -> None:
+    target = np.array([[0, 1, 2]])
+    states = []
+    for pred in ([[0, 1, 2]], [[0, 0, 2]]):
+        part = SegmentationMetrics("drivable")
+        part.add("a", np.array(pred), target)
+        states.append(part.state())
+    results = []
+    for order in (states, states[::-1]):
+        merged = SegmentationMetrics("drivable")
+        merged.merge(order)
+        results.append(merged.compute())
+    assert results[0] == results[1]
 
 
 def test_counts_made_elsewhere_are_taken() -> None:
