@@ -1,0 +1,57 @@
+# The commands a person needs. `make demo` and `make test` set up everything themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The demo: sizes that end within minutes on two cores. The validation frames are the benchmark split, always the same.
+DEMO_DATA ?= datasets/embedded/bdd100k
+DEMO_TRAIN ?= 800
+DEMO_VAL ?= 500
+DEMO_OUTPUT ?= .
+DEMO_REPORT ?= reports/demo/index.html
+
+.PHONY: help demo test lint types format env dev system clean-demo
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+demo: system env  ## from nothing to three trained experts and a report, in minutes, without data or GPU
+	@bash scripts/demo.sh "$(BIN)" "$(DEMO_DATA)" "$(DEMO_TRAIN)" "$(DEMO_VAL)" "$(DEMO_OUTPUT)" "$(DEMO_REPORT)"
+
+test: system dev  ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: dev  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: dev  ## types of the library
+	$(BIN)/pyright
+
+format: dev  ## let ruff put things in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+system:
+	@bash scripts/system_libraries.sh
+
+env: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+$(BIN)/uv:
+	@echo "Creating the environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: $(PYTHON) can't make environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/uv
+	@echo "Installing AutoMoE and what it needs into $(VENV) (about 6 GB with PyTorch)"
+	@$(BIN)/uv pip install --python $(BIN)/python -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
+	@$(BIN)/uv pip install --python $(BIN)/python -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+clean-demo:  ## remove what the demo made
+	rm -rf datasets/embedded models/checkpoints/bdd100k_*_expert/tiny models/runs/bdd100k_*_expert/tiny reports/demo

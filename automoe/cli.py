@@ -1,0 +1,202 @@
+"""The `automoe` command: everything around training that a person types. Trainers live under `training/`.
+
+Imports happen inside the commands, so that `--help` and scoring start at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+from cyclopts import Parameter
+
+from automoe import __version__
+
+Task = Literal["detection", "drivable", "segmentation"]
+TASKS: tuple[Task, ...] = ("detection", "drivable", "segmentation")
+
+
+def _app(name: str, help_text: str) -> cyclopts.App:
+    return cyclopts.App(
+        name=name,
+        help=help_text,
+        version=__version__,
+        help_format="plaintext",
+        default_parameter=Parameter(name_transform=lambda field: field),
+        result_action="return_value",
+    )
+
+
+app = _app("automoe", "AutoMoE: a mixture-of-experts driving stack that one person can train.")
+world = _app("world", "The embedded driving world.")
+export = _app("export", "Write a data set in its official raw format.")
+prepare = _app("prepare", "Turn a raw data set into sharded, checksummed, prepared data.")
+doctor = _app("doctor", "Look a data set over: what is there, what is wrong, and pictures of it.")
+score = _app("score", "Score predictions as the official toolkits do. Needs no model, no GPU and no network.")
+world.command(export)
+for part in (world, prepare, doctor, score):
+    app.command(part)
+
+
+@export.command(name="bdd100k")
+def export_bdd100k_command(
+    *,
+    out: Path,
+    train: int = 800,
+    val: int = 500,
+    seed: int = 0,
+    towns: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    size: Annotated[tuple[int, int], Parameter(help="width and height; 1280 720 is the official size")] = (640, 360),
+    workers: int | None = None,
+) -> None:
+    """Render towns of the embedded world into BDD100K's raw layout, and a contact sheet beside them.
+
+    Validation towns are never training towns. A stopped export goes on when the same line is given again.
+    """
+    from automoe.data.prepared import progress_bar
+    from automoe.report.doctor import doctor_bdd100k
+    from automoe.world.bdd100k_writer import export_bdd100k
+
+    with progress_bar("render") as progress:
+        export_bdd100k(out, train, val, seed, towns=towns, size=size, workers=workers, progress=progress)
+    report = doctor_bdd100k(out, out)
+    print(report)
+
+
+@prepare.command(name="bdd100k")
+def prepare_bdd100k_command(
+    *,
+    data_root: Path = Path("datasets/bdd100k"),
+    out: Path | None = None,
+    tasks: Annotated[list[Task], Parameter(consume_multiple=True)] = list(TASKS),  # noqa: B006
+    splits: Annotated[list[Literal["train", "val"]], Parameter(consume_multiple=True)] = ["train", "val"],  # noqa: B006
+    workers: int | None = None,
+) -> None:
+    """Prepare BDD100K as downloaded: one pass, resumable; broken records are set aside with their reason.
+
+    out: where <task>/<split> folders go; inside the data root if not given, which is where trainers look.
+    """
+    from automoe.data.prepared import ensure_prepared, progress_bar
+
+    for task in tasks:
+        for split in splits:
+            with progress_bar(f"{task} {split}") as progress:
+                info = ensure_prepared(data_root, task, split, out, workers=workers, progress=progress)
+            print(f"{info.summary()} -> {info.path}")
+
+
+@doctor.command(name="bdd100k")
+def doctor_bdd100k_command(
+    *, data_root: Path = Path("datasets/bdd100k"), out: Path = Path("reports/doctor_bdd100k"), samples: int = 12
+) -> None:
+    """Say what would be trained on: counts, classes, sizes, problems; and draw a sheet of overlays into `out`."""
+    from automoe.report.doctor import doctor_bdd100k
+
+    print(doctor_bdd100k(data_root, out, samples=samples))
+
+
+@app.command
+def evaluate(
+    *,
+    checkpoint: Path,
+    data_root: Path = Path("datasets/bdd100k"),
+    split: Literal["train", "val"] = "val",
+    device: str = "auto",
+    batch_size: int = 8,
+    num_workers: int = 1,
+    limit: int | None = None,
+    prepared_dir: Path | None = None,
+    json: Path | None = None,
+    predictions: Path | None = None,
+) -> None:
+    """Score a checkpoint on a data set, raw or prepared. Runs under torchrun too, with the same numbers.
+
+    json: write the metrics there. predictions: write them in the official format, for `automoe score`.
+    """
+    from automoe.stages.evaluate import evaluate_checkpoint
+
+    evaluate_checkpoint(
+        checkpoint,
+        data_root,
+        split=split,
+        device=device,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        limit=limit,
+        prepared_dir=prepared_dir,
+        json_out=json,
+        predictions_out=predictions,
+    )
+
+
+@app.command
+def predict(
+    *,
+    checkpoint: Annotated[list[Path], Parameter(consume_multiple=True)],
+    images: Path,
+    out: Path = Path("reports/predictions"),
+    threshold: float = 0.3,
+    device: str = "auto",
+    limit: int | None = None,
+) -> None:
+    """Draw what one or several experts see on pictures of any size: boxes, drivable area, semantic classes."""
+    from automoe.stages.predict import predict_images
+
+    predict_images(checkpoint, images, out, threshold=threshold, device=device, limit=limit)
+
+
+@app.command
+def report(
+    *,
+    run_name: str = "tiny",
+    data_root: Path = Path("datasets/bdd100k"),
+    output_root: Path = Path("."),
+    out: Path = Path("reports/index.html"),
+    samples: int = 6,
+) -> None:
+    """Write one HTML file about a run: scores beside baselines, curves, best and worst pictures."""
+    from automoe.report.html import write_report
+
+    print(f"Report: {write_report(output_root, data_root, out, run_name=run_name, samples=samples)}")
+
+
+def _score(task: Task, gt: Path, pred: Path, json: Path | None) -> None:
+    from automoe.metrics.score import format_table, score_bdd100k, write_metrics_json
+
+    metrics = score_bdd100k(task, gt, pred)
+    print(format_table(metrics, task))
+    if json is not None:
+        write_metrics_json(json, metrics)
+
+
+@score.command(name="bdd100k-detection")
+def score_detection_command(*, gt: Path, pred: Path, json: Path | None = None) -> None:
+    """COCO AP as BDD100K's toolkit computes it. gt, pred: label JSON in det_20 form (a file or a folder of files)."""
+    _score("detection", gt, pred, json)
+
+
+@score.command(name="bdd100k-drivable")
+def score_drivable_command(*, gt: Path, pred: Path, json: Path | None = None) -> None:
+    """Drivable area: the official two-class numbers, and the ordinary three-class ones beside them.
+
+    gt, pred: folders of mask PNGs, or RLE JSON.
+    """
+    _score("drivable", gt, pred, json)
+
+
+@score.command(name="bdd100k-segmentation")
+def score_segmentation_command(*, gt: Path, pred: Path, json: Path | None = None) -> None:
+    """Semantic mIoU over Cityscapes' nineteen classes. gt, pred: folders of trainId PNGs, or RLE JSON."""
+    _score("segmentation", gt, pred, json)
+
+
+def main() -> None:
+    """Entry point of the `automoe` command."""
+    from automoe.stages.entry import call
+
+    call(app)
+
+
+if __name__ == "__main__":
+    main()
