@@ -313,8 +313,12 @@ class _ModelBuilder:
             self._meshes[id(part)] = name
             self._keep.append(part)  # id() stays unique only while the part lives
             extra = {} if part.uv is None else {"usertexcoord": _flip_v(part.uv).ravel()}
+            vertices = part.vertices.astype(np.float32)
+            if len(vertices) == 3:  # MuJoCo wants four vertices or more
+                vertices = np.concatenate([vertices, vertices.mean(0, keepdims=True) + [[0, 0, -0.05]]])
+                extra = {} if part.uv is None else {"usertexcoord": _flip_v(np.vstack([part.uv, part.uv[:1]])).ravel()}
             self.spec.add_mesh(
-                name=name, uservert=part.vertices.astype(np.float32).ravel(), userface=part.faces.ravel(),
+                name=name, uservert=vertices.astype(np.float32).ravel(), userface=part.faces.ravel(),
                 inertia=self.mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL, **extra,
             )  # fmt: skip
         return self._meshes[id(part)]

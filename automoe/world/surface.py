@@ -110,8 +110,25 @@ def _dashes(line: np.ndarray, left: float, width: float, dash: float, gap: float
     return [_band(piece, left + width / 2, left - width / 2) for piece in pieces]
 
 
+def _bends(town: Town) -> list[tuple[Street, np.ndarray]]:
+    """For each bend one of its streets and the line through it."""
+    found = []
+    for node in town.nodes:
+        if len(node.arms) == 2:
+            first, second = node.arms
+            line = bend_axis(first.point, first.heading, second.point, second.heading)
+            found.append((town.streets[first.street], polyline.densify(line, 1.0)))
+    return found
+
+
 def _white_paint(town: Town) -> BaseGeometry:
     pieces: list[BaseGeometry] = []
+    for street, line in _bends(town):
+        for side in (-1, 1):
+            for rank in range(1, street.lanes):
+                pieces += _dashes(line, side * rank * LANE_WIDTH, 0.13, 3.0, 6.0)
+            edge = side * street.lanes * LANE_WIDTH
+            pieces.append(_band(line, edge + 0.06, edge - 0.06))
     for street in town.streets.values():
         axis = street.open_axis
         inner = polyline.cut(axis, 5.5, polyline.length(axis) - 5.5)
@@ -152,6 +169,8 @@ def _zebra(polygon: np.ndarray) -> list[Polygon]:
 
 def _yellow_paint(town: Town) -> BaseGeometry:
     pieces: list[BaseGeometry] = []
+    for _, line in _bends(town):
+        pieces += [_band(line, 0.2, 0.08), _band(line, -0.08, -0.2)]
     for street in town.streets.values():
         axis = street.open_axis
         line = polyline.cut(axis, 5.2, polyline.length(axis) - 5.2)

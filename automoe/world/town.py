@@ -203,7 +203,7 @@ def draw_style(name: str) -> TownStyle:
     return TownStyle(
         columns=4,
         rows=int(rng.integers(3, 5)),
-        spacing=float(rng.uniform(92, 118)),
+        spacing=float(rng.uniform(105, 135)),
         kind=kind,
         merged_blocks=int(rng.integers(2, 5)),
         avenues=float(rng.uniform(0.3, 0.6)) * (0.5 if kind == "residential" else 1.0),
@@ -215,23 +215,26 @@ def draw_style(name: str) -> TownStyle:
 def build_town(name: str, style: TownStyle | None = None) -> Town:
     """The town of that name: the same name and style always give the same town.
 
-    Raises WorldError when the street plan breaks one of this module's own checks.
+    Street plans that break one of this module's own checks are drawn again; WorldError when ten do.
     """
     style = style or draw_style(name)
-    seed = town_seed(name)
-    rng = np.random.default_rng([seed, 2])
+    problems: list[str] = []
+    for attempt in range(10):
+        town = _build(name, style, np.random.default_rng([town_seed(name), 2, attempt]))
+        problems = check_town(town)
+        if not problems:
+            return town
+    raise WorldError(f"town {name!r} is not sound: {'; '.join(problems[:3])}; choose another name or style")
+
+
+def _build(name: str, style: TownStyle, rng: np.random.Generator) -> Town:
     streets, node_points = _plan_streets(style, rng)
     nodes = _make_nodes(streets, node_points, rng)
     lanes, opendrive = _lay_lanes(name, streets, nodes)
     stop_lines = _stop_lines(streets, nodes, lanes)
     signals = _signals(stop_lines, nodes)
-    town = Town(
-        name, seed, style, streets, nodes, lanes, stop_lines, _crosswalks(streets, nodes), signals, opendrive
-    )
-    problems = check_town(town)
-    if problems:
-        raise WorldError(f"town {name!r} is not sound: {'; '.join(problems[:3])}; choose another name or style")
-    return town
+    crosswalks = _crosswalks(streets, nodes)
+    return Town(name, town_seed(name), style, streets, nodes, lanes, stop_lines, crosswalks, signals, opendrive)
 
 
 # ---------------------------------------------------------------- street plan
@@ -302,7 +305,7 @@ def _same_line_round_bends(lines: list, edges: list[tuple], wide: dict) -> list:
         ends = [i for i, edge in enumerate(edges) if node in edge[:2]]
         if len(ends) == 2:
             first, second = lines[ends[0]], lines[ends[1]]
-            keep = first if wide[first] else second
+            keep = first if node % 2 else second
             lines = [keep if line in (first, second) else line for line in lines]
     return lines
 
