@@ -256,16 +256,18 @@ def paint_ribbon(
     mask: np.ndarray, line: np.ndarray, width: float, scene: Scene, camera: Camera, value: int
 ) -> None:
     """Paint a strip of road along a line into a mask, clipped at the camera's near plane."""
-    line = polyline.densify(line, 2.0)
+    line = polyline.densify(line, 3.0)
     edges = np.stack([polyline.offset(line, width / 2), polyline.offset(line, -width / 2)], 1)
     world = np.concatenate([edges, np.zeros((*edges.shape[:2], 1))], -1)
     points = world_to_camera(scene.T_world_cam(camera), world.reshape(-1, 3)).reshape(-1, 2, 3)
-    for (left_a, right_a), (left_b, right_b) in zip(points[:-1], points[1:], strict=True):
-        quad = _clip_near(np.stack([left_a, left_b, right_b, right_a]))
-        if len(quad) >= 3:
-            pixels = quad[:, :2] / quad[:, 2:] * [camera.fx, camera.fy] + [camera.cx, camera.cy] - 0.5
-            pixels = np.clip(pixels, -4000, 8000)
-            cv2.fillConvexPoly(mask, np.round(pixels * 16).astype(np.int32), value, cv2.LINE_8, 4)
+    quads = np.concatenate([points[:-1], points[1:, ::-1]], 1)  # [N, 4, 3], round each piece
+    ahead = (quads[..., 2] >= _NEAR).all(1)
+    pieces = [quads[i] for i in np.flatnonzero(ahead)]
+    pieces += [_clip_near(quads[i]) for i in np.flatnonzero(~ahead & (quads[..., 2] >= _NEAR).any(1))]
+    for quad in pieces:
+        pixels = quad[:, :2] / quad[:, 2:] * [camera.fx, camera.fy] + [camera.cx, camera.cy] - 0.5
+        fixed = np.round(np.clip(pixels, -4000, 8000) * 16).astype(np.int32)
+        cv2.fillConvexPoly(mask, fixed, value, cv2.LINE_8, 4)
 
 
 def _clip_near(polygon: np.ndarray) -> np.ndarray:

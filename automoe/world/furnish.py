@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import shapely
@@ -15,7 +16,7 @@ from shapely.strtree import STRtree
 from automoe.world import meshes, polyline, surface
 from automoe.world.parts import Asset
 from automoe.world.scene import LampPost, Placement, StagedTown
-from automoe.world.town import LANE_WIDTH, SIDEWALK_WIDTH, Arm, Street, Town, build_town
+from automoe.world.town import LANE_WIDTH, SIDEWALK_WIDTH, Arm, Street, Town, build_town, town_seed
 
 FLEET: dict[str, tuple[int, int]] = {
     "car": (16, 3),
@@ -51,6 +52,10 @@ class _Furnisher:
         self.instances = 0
         self.road = surface.road_area(town)
         self.paved = self.road.buffer(SIDEWALK_WIDTH)
+        self.road_margin = self.road.buffer(0.6)
+        self.paved_margin = self.paved.buffer(6.0)
+        for area in (self.paved, self.road_margin, self.paved_margin):
+            shapely.prepare(area)
         self.taken: list = []
 
     def stage(self) -> StagedTown:
@@ -99,21 +104,11 @@ class _Furnisher:
             keys = []
             for index in range(variants):
                 key = f"{category}{index}"
-                self.assets[key] = self._mover(category, index)
+                self.assets[key] = _mover(self.town.style.fleet, category, index)
                 copies[key] = count
                 keys.append(key)
             fleet[category] = tuple(keys)
         return fleet, copies
-
-    def _mover(self, category: str, index: int) -> Asset:
-        rng = np.random.default_rng([self.town.seed, 4, list(FLEET).index(category), index])
-        if category == "pedestrian":
-            return meshes.make_person(rng, float(rng.uniform(0, 1)))
-        if category in ("motorcycle", "bicycle"):
-            return meshes.make_two_wheeler(category, rng)
-        if category == "train":
-            return meshes.make_train(rng)
-        return meshes.make_vehicle(category, rng)
 
     # -------------------------------------------------------- placing
 
@@ -163,7 +158,7 @@ class _Furnisher:
         for ahead in np.arange(16.0, 44.0, 1.0):
             for aside in (street.half_width + 1.0, street.half_width + 3.0):
                 trial = arm.point + forward * ahead + right * aside
-                if not self.road.buffer(0.6).contains(Point(trial)):
+                if not self.road_margin.contains(Point(trial)):
                     base = trial
                     break
             if base is not None:
@@ -184,8 +179,6 @@ class _Furnisher:
             if across > 0.8:
                 point = base + left * across - forward * 0.2
                 self._put("head", point, signal.heading + math.pi, surface.KERB_HEIGHT + 5.15, signal.id)
-        if self.rng.random() < 0.5:
-            pass
         self.taken.append((*base, 1.0))
 
     def _near_post(self, signal, arm: Arm, street: Street) -> None:
@@ -287,7 +280,7 @@ class _Furnisher:
             angle = self.rng.uniform(0, 2 * math.pi)
             far = radius + self.rng.uniform(10, 120)
             point = centre + far * np.array([math.cos(angle), math.sin(angle)])
-            if self.paved.buffer(6).contains(Point(point)):
+            if self.paved_margin.contains(Point(point)):
                 continue
             if index % 3 == 0:
                 height = float(self.rng.uniform(8, 45 if self.town.style.kind != "residential" else 14))
@@ -296,6 +289,19 @@ class _Furnisher:
                 self._put(key, point, angle + math.pi, surface.KERB_HEIGHT - 0.05)
             else:
                 self._put(f"tree{self.rng.integers(7)}", point, angle, surface.KERB_HEIGHT - 0.05)
+
+
+@lru_cache(maxsize=256)
+def _mover(fleet: str, category: str, index: int) -> Asset:
+    """One road user of a fleet; towns share fleets, so that a process makes each only once."""
+    rng = np.random.default_rng([town_seed(fleet), list(FLEET).index(category), index])
+    if category == "pedestrian":
+        return meshes.make_person(rng, float(rng.uniform(0, 1)))
+    if category in ("motorcycle", "bicycle"):
+        return meshes.make_two_wheeler(category, rng)
+    if category == "train":
+        return meshes.make_train(rng)
+    return meshes.make_vehicle(category, rng)
 
 
 def _rectangle(centre: np.ndarray, heading: float, along: float, across: float) -> Polygon:

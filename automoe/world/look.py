@@ -78,15 +78,18 @@ def shade(
 ) -> np.ndarray:
     """The finished picture, uint8 RGB [H, W, 3]; `renderer` must be the one that made the frame, just before."""
     conditions = scene.conditions
-    rays = _rays(camera, scene.T_world_cam(camera))
-    picture = frame.rgb.astype(np.float32) * (1 / 255)
+    picture = frame.rgb * np.float32(1 / 255)
     if conditions.dark:
-        picture *= _night_light(frame, scene, camera, rays)
-    glow = glow_table(renderer, scene)[frame.geom]
-    picture += glow
-    picture = _air(picture, frame, conditions, rays, rng)
-    if conditions.dark or conditions.weather in ("rainy", "foggy"):
-        picture = _bloom(picture, glow, look.glare * (1.0 if conditions.dark else 0.5))
+        picture = cv2.multiply(picture, _night_light(frame, scene, camera), dst=picture)
+    table = glow_table(renderer, scene)
+    rows, columns = np.nonzero((table.any(axis=1))[frame.geom])
+    glow = table[frame.geom[rows, columns]]
+    picture[rows, columns] += glow
+    picture = _air(picture, frame, conditions, _rays(camera, scene.T_world_cam(camera), 4), rng)
+    if len(rows) and (conditions.dark or conditions.weather in ("rainy", "foggy")):
+        halo = np.zeros((camera.height, camera.width, 3), np.float32)
+        halo[rows, columns] = glow
+        _bloom(picture, halo, look.glare * (1.0 if conditions.dark else 0.5))
     if conditions.weather == "rainy":
         picture = _rain(picture, rng)
     return _camera_faults(picture, conditions, look, rng)
@@ -129,36 +132,37 @@ def glow_table(renderer: Renderer, scene: Scene) -> np.ndarray:
     return table
 
 
-def _rays(camera: Camera, T_world_cam: np.ndarray) -> np.ndarray:
-    """World directions of the pixels, float32 [H, W, 3], one metre long along the optical axis."""
-    u = (np.arange(camera.width, dtype=np.float32) + 0.5 - camera.cx) / camera.fx
-    v = (np.arange(camera.height, dtype=np.float32) + 0.5 - camera.cy) / camera.fy
+def _rays(camera: Camera, T_world_cam: np.ndarray, step: int) -> np.ndarray:
+    """World directions of every step-th pixel, float32 [H / step, W / step, 3], one metre long along the axis."""
+    u = (np.arange(0, camera.width, step, dtype=np.float32) + 0.5 - camera.cx) / camera.fx
+    v = (np.arange(0, camera.height, step, dtype=np.float32) + 0.5 - camera.cy) / camera.fy
     rotation = T_world_cam[:3, :3].astype(np.float32)
-    return u[None, :, None] * rotation[:, 0] + v[:, None, None] * rotation[:, 1] + rotation[:, 2]
+    return u[None, :, None] * rotation[:, 0] + (v[:, None, None] * rotation[:, 1] + rotation[:, 2])
 
 
-def _night_light(frame: Frame, scene: Scene, camera: Camera, rays: np.ndarray) -> np.ndarray:
+def _night_light(frame: Frame, scene: Scene, camera: Camera) -> np.ndarray:
     """How much light falls on each pixel's surface after sunset, float32 [H, W, 3]."""
     night = scene.conditions.time_of_day == "night"
     height, width = frame.depth.shape
     depth = np.minimum(frame.depth[::2, ::2], 400.0)
     eye = scene.T_world_cam(camera)[:3, 3].astype(np.float32)
-    points = rays[::2, ::2] * depth[..., None] + eye
+    points = _rays(camera, scene.T_world_cam(camera), 2) * depth[..., None] + eye
     ambient = np.array((0.16, 0.17, 0.22) if night else (0.5, 0.48, 0.52), np.float32)
     pools = np.zeros(depth.shape, np.float32)
     lamps = np.array([(lamp.x, lamp.y, lamp.z) for lamp in scene.stage.lamps], np.float32).reshape(-1, 3)
     ahead = (lamps - eye) @ scene.T_world_cam(camera)[:3, 2].astype(np.float32)
     distance = np.hypot(*(lamps[:, :2] - eye[:2]).T)
     for index in np.argsort(distance):
-        if distance[index] < 110.0 and ahead[index] > -12.0:
-            squared = ((points - lamps[index]) ** 2).sum(-1)
-            pools += np.exp(squared * np.float32(-1 / 150.0))
+        if distance[index] < 90.0 and ahead[index] > -12.0:
+            gap = points - lamps[index]
+            squared = cv2.transform(cv2.multiply(gap, gap), np.ones((1, 3), np.float32))
+            pools += cv2.exp(squared * np.float32(-1 / 150.0))
     beams = _headlights(points, scene)
     level = 0.85 if night else 0.35
     light = ambient + level * pools[..., None] * np.array(_LAMP_COLOR, np.float32)
     light += (0.9 if night else 0.3) * beams[..., None] * np.array(_HEADLIGHT_COLOR, np.float32)
     light = cv2.resize(light, (width, height), interpolation=cv2.INTER_LINEAR)
-    signs = frame.semantic == SEMANTIC.index("traffic sign")
+    signs = np.nonzero(frame.semantic == SEMANTIC.index("traffic sign"))
     light[signs] = np.minimum(light[signs] * 2.2, 1.5)  # retroreflective
     return light
 
@@ -182,13 +186,13 @@ def _air(
     picture: np.ndarray, frame: Frame, conditions: Conditions, rays: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Haze by distance, and the sky where there is nothing."""
-    sky = _sky(rays, conditions, rng)
     haze = np.array(_HORIZON[conditions.weather], np.float32) * _sky_level(conditions)
-    clearness = np.exp(frame.depth * np.float32(-1 / _VISIBILITY[conditions.weather]))[..., None]
-    picture = picture * clearness + haze * (1 - clearness)
-    empty = frame.geom < 0
-    picture[empty] = sky[empty]
-    return picture
+    clearness = cv2.exp(np.minimum(frame.depth, 5000.0) * np.float32(-1 / _VISIBILITY[conditions.weather]))
+    picture = cv2.subtract(picture, tuple(float(c) for c in haze) + (0.0,))
+    picture = cv2.multiply(picture, cv2.merge([clearness] * 3), dst=picture)
+    picture = cv2.add(picture, tuple(float(c) for c in haze) + (0.0,), dst=picture)
+    sky = cv2.resize(_sky(rays, conditions, rng), (picture.shape[1], picture.shape[0]), interpolation=cv2.INTER_LINEAR)
+    return cv2.copyTo(sky, (frame.geom < 0).astype(np.uint8), picture)
 
 
 def _sky_level(conditions: Conditions) -> np.ndarray:
@@ -216,10 +220,8 @@ def _cloud_noise() -> np.ndarray:
 
 
 def _sky(rays: np.ndarray, conditions: Conditions, rng: np.random.Generator) -> np.ndarray:
-    """The sky in every direction, float32 [H, W, 3]; computed at a quarter of the resolution, it is smooth."""
-    height, width = rays.shape[:2]
-    small = cv2.resize(rays, (width // 4 + 1, height // 4 + 1), interpolation=cv2.INTER_LINEAR)
-    small = small / np.linalg.norm(small, axis=-1, keepdims=True)
+    """The sky in the directions of the rays [H, W, 3], float32 [H, W, 3]."""
+    small = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
     up = np.clip(small[..., 2:], 0, 1)
     horizon = np.array(_HORIZON[conditions.weather], np.float32)
     zenith = np.array(_ZENITH[conditions.weather], np.float32)
@@ -242,15 +244,15 @@ def _sky(rays: np.ndarray, conditions: Conditions, rng: np.random.Generator) -> 
         sky = sky + (facing**24) * 0.35 + (facing**900) * 2.0
     elif conditions.time_of_day == "night":
         sky = sky + np.array((0.10, 0.075, 0.05), np.float32) * np.exp(-up * 9.0)
-    return cv2.resize(sky.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    return sky.astype(np.float32)
 
 
-def _bloom(picture: np.ndarray, glow: np.ndarray, strength: float) -> np.ndarray:
-    """Halos round lamps."""
+def _bloom(picture: np.ndarray, glow: np.ndarray, strength: float) -> None:
+    """Add halos round lamps, in place."""
     height, width = picture.shape[:2]
     small = cv2.resize(glow, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
     halo = cv2.GaussianBlur(small, (0, 0), width / 640 * 1.3) * 0.9 + cv2.GaussianBlur(small, (0, 0), width / 640 * 6) * 1.1
-    return picture + cv2.resize(halo, (width, height), interpolation=cv2.INTER_LINEAR) * strength
+    cv2.add(picture, cv2.resize(halo * np.float32(strength), (width, height), interpolation=cv2.INTER_LINEAR), dst=picture)
 
 
 def _rain(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -278,17 +280,35 @@ def _rain(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _camera_faults(picture: np.ndarray, conditions: Conditions, look: Look, rng: np.random.Generator) -> np.ndarray:
     """Exposure, colour cast, vignette, blur and noise, then eight bits."""
     height, width = picture.shape[:2]
-    gain = rng.uniform(*look.exposure) * (1 + rng.uniform(-look.tint, look.tint, 3))
-    picture = picture * gain.astype(np.float32)
-    gray = picture.mean(axis=-1, keepdims=True)
-    picture = gray + (picture - gray) * np.float32(rng.uniform(*look.saturation))
-    picture = (picture - 0.45) * np.float32(rng.uniform(*look.contrast)) + 0.45 if not conditions.dark else picture
+    gain = np.diag(rng.uniform(*look.exposure) * (1 + rng.uniform(-look.tint, look.tint, 3)))
+    saturation = rng.uniform(*look.saturation)
+    mix = saturation * np.eye(3) + (1 - saturation) / 3
+    contrast = 1.0 if conditions.dark else rng.uniform(*look.contrast)
+    color = np.column_stack([contrast * mix @ gain, np.full(3, 0.45 * (1 - contrast))])
+    picture = cv2.transform(picture, color.astype(np.float32))
     sigma = rng.uniform(*look.blur) * width / 640
     if sigma > 0.25:
         picture = cv2.GaussianBlur(picture, (0, 0), sigma)
-    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]
-    x = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
-    picture = picture * (1 - np.float32(look.vignette * rng.uniform(0.3, 1.0)) * (x * x + y * y) / 2)
-    level = rng.uniform(*look.noise) * (1.6 if conditions.dark else 1.0)
-    picture = picture + rng.standard_normal((height, width, 1), np.float32) * np.float32(level)
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
+    vignette = 255 - np.float32(255 * look.vignette * rng.uniform(0.3, 1.0) / 2) * (x * x + y * y)
+    picture = cv2.multiply(picture, cv2.merge([vignette] * 3), dst=picture)
+    level = rng.uniform(*look.noise) * (1.6 if conditions.dark else 1.0) * 255
+    grain = _grain(height, width, int(rng.integers(_GRAIN)), int(rng.integers(_GRAIN))) * np.float32(level)
+    picture = cv2.max(cv2.add(picture, cv2.merge([grain] * 3), dst=picture), (0.0, 0.0, 0.0, 0.0))
+    return cv2.convertScaleAbs(picture)
+
+
+_GRAIN = 256
+
+
+@cache
+def _grain_source() -> np.ndarray:
+    return np.random.default_rng(11).standard_normal((_GRAIN, _GRAIN), np.float32)
+
+
+def _grain(height: int, width: int, row: int, column: int) -> np.ndarray:
+    """Sensor noise of unit deviation, float32 [H, W]: a rolled and repeated tile, far cheaper than fresh noise."""
+    rows = (np.arange(height) * 1 + row) % _GRAIN
+    columns = (np.arange(width) + column) % _GRAIN
+    return _grain_source()[rows[:, None], columns[None, :]]

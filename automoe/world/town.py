@@ -45,6 +45,8 @@ class TownStyle:
     """Share of the grid's lines with two lanes each way."""
     curved: float = 0.5
     tram: bool = False
+    fleet: str = "fleet"
+    """Which vehicles and people it has; towns of one fleet share them."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,8 @@ def draw_style(name: str) -> TownStyle:
         avenues=float(rng.uniform(0.3, 0.6)) * (0.5 if kind == "residential" else 1.0),
         curved=float(rng.uniform(0.35, 0.7)),
         tram=bool(rng.random() < 0.6),
+        # Towns whose names differ only in their number share two fleets: train and validation towns never do.
+        fleet=f"{name.rsplit('-', 1)[0]}/{town_seed(name) % 2}",
     )
 
 

@@ -50,10 +50,17 @@ def draw_conditions(rng: np.random.Generator) -> Conditions:
 
 
 def sample_scene(
-    stage: StagedTown, rng: np.random.Generator, conditions: Conditions | None = None, density: Density | None = None
+    stage: StagedTown,
+    rng: np.random.Generator,
+    conditions: Conditions | None = None,
+    density: Density | None = None,
+    all_round: bool = True,
 ) -> Scene:
-    """One moment in a town, a function of the generator's state only."""
-    return _Sampler(stage, rng, conditions or draw_conditions(rng), density or _draw_density(rng)).scene()
+    """One moment in a town, a function of the arguments and the generator's state only.
+
+    all_round: False leaves out what is more than 15 m behind the ego, which a front camera never sees.
+    """
+    return _Sampler(stage, rng, conditions or draw_conditions(rng), density or _draw_density(rng), all_round).scene()
 
 
 def _draw_density(rng: np.random.Generator) -> Density:
@@ -65,7 +72,10 @@ def _draw_density(rng: np.random.Generator) -> Density:
 class _Sampler:
     """Places road users one by one; a rectangle grid is not needed, a list of circles is quick enough."""
 
-    def __init__(self, stage: StagedTown, rng: np.random.Generator, conditions: Conditions, density: Density) -> None:
+    def __init__(
+        self, stage: StagedTown, rng: np.random.Generator, conditions: Conditions, density: Density, all_round: bool
+    ) -> None:
+        self.all_round = all_round
         self.stage, self.town, self.rng = stage, stage.town, rng
         self.conditions, self.density = conditions, density
         self.time = float(rng.uniform(0, 600))
@@ -74,6 +84,8 @@ class _Sampler:
         self.next_id = stage.first_actor_id
         self.signal_of_lane = {lane: signal for signal in self.town.signals for lane in signal.lanes}
         self.stops = {lane: line for line in self.town.stop_lines for lane in line.lanes}
+        self.footprints: list[np.ndarray] = []
+        """Discs [N, 3] of everything placed, the ego first."""
         self.taken: dict[str, list[tuple[float, float]]] = {}
         """For each lane the stretches (from, to) that are occupied."""
 
@@ -138,17 +150,18 @@ class _Sampler:
         return lane.length if line is None else polyline.project(lane.centre, line.points.mean(0))[0] - 0.4
 
     def _lanes_near(self) -> list[Lane]:
-        here = np.array([self.ego.x, self.ego.y])
-        near = [
-            lane for lane in self.town.lanes.values()
-            if np.hypot(*(lane.centre - here).T).min() < REACH and lane.junction is None
-        ]  # fmt: skip
-        inner = [
-            lane for lane in self.town.lanes.values()
-            if lane.junction is not None and np.hypot(*(lane.centre - here).T).min() < 70.0
-        ]  # fmt: skip
-        # Nearest first, so that the pool of cars is used where it is seen.
-        return sorted(near + inner, key=lambda lane: float(np.hypot(*(lane.centre - here).T).min()))
+        """Lanes within reach, nearest first, so that the pool of cars is used where it is seen."""
+        lanes = list(self.town.lanes.values())
+        points = np.concatenate([lane.centre for lane in lanes])
+        first = np.cumsum([0] + [len(lane.centre) for lane in lanes[:-1]])
+        squared = ((points - [self.ego.x, self.ego.y]) ** 2).sum(1)
+        distance = np.sqrt(np.minimum.reduceat(squared, first))
+        if not self.all_round:
+            forward = [math.cos(self.ego.yaw), math.sin(self.ego.yaw)]
+            ahead = np.maximum.reduceat((points - [self.ego.x, self.ego.y]) @ forward, first)
+            distance[ahead < -15.0] = np.inf
+        limit = np.where([lane.junction is None for lane in lanes], REACH, 70.0)
+        return [lanes[i] for i in np.argsort(distance, kind="stable") if distance[i] < limit[i]]
 
     # -------------------------------------------------------- vehicles
 
@@ -161,17 +174,12 @@ class _Sampler:
     def _clear(self, point: np.ndarray, length: float, width: float, yaw: float) -> bool:
         """Whether a footprint touches no vehicle placed so far, nor the ego."""
         own = _discs(point, length, width, yaw)
-        ego_middle = np.array([self.ego.x, self.ego.y]) + 1.4 * np.array([math.cos(self.ego.yaw), math.sin(self.ego.yaw)])
-        others = [_discs(ego_middle, 4.6, 1.9, self.ego.yaw)]
-        others += [
-            _discs(np.array([a.x, a.y]), a.size[0], a.size[1], a.yaw)
-            for a in self.actors
-            if a.mount is None and (a.x - point[0]) ** 2 + (a.y - point[1]) ** 2 < 900
-        ]
-        return all(
-            (np.hypot(*(own[:, None, :2] - other[None, :, :2]).transpose(2, 0, 1)) > own[:, None, 2] + other[None, :, 2]).all()
-            for other in others
-        )
+        if not self.footprints:
+            ego = np.array([self.ego.x, self.ego.y]) + 1.4 * np.array([math.cos(self.ego.yaw), math.sin(self.ego.yaw)])
+            self.footprints.append(_discs(ego, 4.6, 1.9, self.ego.yaw))
+        others = np.concatenate(self.footprints)
+        gap = np.hypot(own[:, None, 0] - others[None, :, 0], own[:, None, 1] - others[None, :, 1])
+        return bool((gap > own[:, None, 2] + others[None, :, 2]).all())
 
     def _pick(self, category: str) -> str | None:
         keys = [key for key in self.stage.fleet.get(category, ()) if self.left[key] > 0]
@@ -184,6 +192,7 @@ class _Sampler:
             lights=self.conditions.dark, **extra,
         )  # fmt: skip
         self.left[key] -= 1
+        self.footprints.append(_discs(np.asarray(point), asset.size[0], asset.size[1], yaw))
         self.next_id += 1
         self.actors.append(actor)
         if asset.rider is not None:
