@@ -1,7 +1,7 @@
 """Files of weights: written atomically, read without executing code, fitted to a model key by key.
 
-A checkpoint is a dict of tensors and plain Python values in PyTorch's zip format.
-`torch.load(weights_only=True)` is the only way in, so a file from a stranger cannot run code.
+A checkpoint is a dict of tensors and plain Python values in PyTorch's zip format. `torch.load(weights_only=True)`
+is the only way in, so a file from a stranger cannot run code.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def load_weights(
 ) -> KeyReport:
     """Load `state_dict` into `model`, strictly but for keys that match a pattern of `allow` ("head.*").
 
-    Allowed keys may be missing (the model's stay as they were initialised), unexpected (dropped) or of
-    another shape (dropped); if there are any, the whole report is printed through `say`.
+    Allowed keys may be missing (the model's stay as they were initialised), unexpected (dropped) or of another
+    shape (dropped); if there are any, the whole report is printed through `say`.
     Raises CheckpointError naming every other key that does not fit; the model is then untouched.
     """
     own = model.state_dict()
@@ -187,8 +187,8 @@ def _listing(keys: list[str], most: int = 20) -> str:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """`value` with paths, NumPy scalars and subclasses of str made plain; raises TypeError for what
-    weights_only would refuse."""
+    """`value` with paths, NumPy scalars and subclasses of str made plain; raises TypeError for what weights_only
+    would refuse."""
     if isinstance(value, Tensor):
         return value.detach()
     if value is None or type(value) in (bool, int, float, str, bytes):

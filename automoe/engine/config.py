@@ -1,5 +1,4 @@
-"""What a training run can be told: `EngineConfig`, checked when it is made. Defaults live here and nowhere
-else."""
+"""What a training run can be told: `EngineConfig`, checked when it is made. Defaults live here and nowhere else."""
 
 from __future__ import annotations
 
@@ -62,8 +61,7 @@ class EngineConfig:
     """Seconds between the plain progress lines that stand for the bar where there is no terminal."""
 
     resume: str = "auto"
-    """"auto" goes on from last.pth if there is one, "never" starts anew, anything else is a path to go on
-    from."""
+    """"auto" goes on from last.pth if there is one, "never" starts anew, anything else is a path to go on from."""
     resume_command: str = ""
     """Printed when the run is interrupted: the line that continues it."""
 

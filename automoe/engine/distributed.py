@@ -1,8 +1,8 @@
 """The processes of a run: who am I, on which device, and how do we exchange what we know.
 
-DDP is on if and only if RANK and LOCAL_RANK are both set, as torchrun does. WORLD_SIZE alone is a variable of
-the user's shell scripts and means nothing here. Every function also works in a single process, where it costs
-nothing, so the code above never asks how many there are.
+DDP is on if and only if RANK and LOCAL_RANK are both set, as torchrun does. WORLD_SIZE alone is a variable of the
+user's shell scripts and means nothing here. Every function also works in a single process, where it costs nothing,
+so the code above never asks how many there are.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=60)
 class Distributed:
     """One process among `world_size`. Usable as a context manager that leaves the process group at the end.
 
-    `rank` is global (over all nodes) and decides sampling and who writes; `local_rank` is the place on this
-    node and decides the device only.
+    `rank` is global (over all nodes) and decides sampling and who writes; `local_rank` is the place on this node
+    and decides the device only.
     """
 
     rank: int = 0
@@ -131,12 +131,10 @@ def under_torchrun() -> bool:
 
 
 def setup(device: str = "auto") -> Distributed:
-    """Choose the device and, under torchrun, join the process group (gloo on the CPU, NCCL beside it on
-    GPUs).
+    """Choose the device and, under torchrun, join the process group (gloo on the CPU, NCCL beside it on GPUs).
 
     `device` is "auto" (CUDA if there is any, else the CPU, said in one line), "cpu", "cuda" or "cuda:N".
-    Raises ConfigError for a CUDA device that isn't there, an unknown name, or an incomplete torchrun
-    environment.
+    Raises ConfigError for a CUDA device that isn't there, an unknown name, or an incomplete torchrun environment.
     """
     if not under_torchrun():
         dist = Distributed(device=_choose_device(device, local_rank=0, world_size=1))
@@ -152,8 +150,7 @@ def setup(device: str = "auto") -> Distributed:
     chosen = _choose_device(device, local_rank, world_size)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-        # gloo stands beside NCCL for what lives on the CPU: objects, and the flags the loop agrees on each
-        # step.
+        # gloo stands beside NCCL for what lives on the CPU: objects, and the flags the loop agrees on each step.
         torch_dist.init_process_group(
             "cpu:gloo,cuda:nccl",
             rank=rank,

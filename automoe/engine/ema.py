@@ -11,9 +11,9 @@ from torch import Tensor, nn
 class ExponentialMovingAverage:
     """A copy of `model` in eval mode whose parameters and floating-point buffers trail the original's.
 
-    After update t (from 1) the copy is decay_t * copy + (1 - decay_t) * model, with decay_t = min(decay, (1 +
-    t) / (10 + t)), so that early averages forget the initialisation (as in TensorFlow's
-    ExponentialMovingAverage). Integer buffers, such as batch norm's counter, are copied.
+    After update t (from 1) the copy is decay_t * copy + (1 - decay_t) * model, with decay_t = min(decay, (1 + t) /
+    (10 + t)), so that early averages forget the initialisation (as in TensorFlow's ExponentialMovingAverage).
+    Integer buffers, such as batch norm's counter, are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -1,7 +1,7 @@
 """How samples reach the device: the one place where DataLoaders are made.
 
-Items must be functions of their key (epoch, index) alone. Then what a run sees does not depend on the number
-of workers, and neither do its results.
+Items must be functions of their key (epoch, index) alone. Then what a run sees does not depend on the number of
+workers, and neither do its results.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ def training_loader(
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
         worker_init_fn=_start_worker,
-        # Its own generator: a DataLoader otherwise draws its workers' seeds from the global one and shifts
-        # it.
+        # Its own generator: a DataLoader otherwise draws its workers' seeds from the global one and shifts it.
         generator=torch.Generator().manual_seed(seed),
     )
 
@@ -76,7 +75,7 @@ def _start_worker(worker: int) -> None:
     os.environ["OPENCV_FOR_THREADS_NUM"] = "1"
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(0)
-    # Ctrl-C and a batch system's SIGTERM reach the whole group. The training process decides; a worker that
-    # died of one would turn an orderly stop into a crash. It ends when its parent ends.
+    # Ctrl-C and a batch system's SIGTERM reach the whole group. The training process decides; a worker that died of
+    # one would turn an orderly stop into a crash. It ends when its parent ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

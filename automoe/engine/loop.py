@@ -1,7 +1,6 @@
 """The training loop: `fit` trains a module, evaluates it, and keeps last.pth and best.pth.
 
-The loop itself is `_turn`. Around it stand the start (fresh or resumed) and an orderly end for every way a
-run can
+The loop itself is `_turn`. Around it stand the start (fresh or resumed) and an orderly end for every way a run can
 end: finished, interrupted by a signal, failed.
 """
 
@@ -82,12 +81,10 @@ def fit(
 ) -> FitResult:
     """Train `step_module` to the end of `config`, or go on with the run in `run_dir`.
 
-    step_module: its forward takes a collated batch (dict, on the device, with "sample_id": list[str]) and
-    returns
+    step_module: its forward takes a collated batch (dict, on the device, with "sample_id": list[str]) and returns
         scalar losses; "loss" is minimised, the others are logged. Its `.model` is what best.pth holds.
     dataset: items for keys (epoch, index); augmentation must be a function of seed and key alone.
-    evaluate: called on every rank with the (averaged) model in eval mode, without gradients, in float32. It
-    gathers
+    evaluate: called on every rank with the (averaged) model in eval mode, without gradients, in float32. It gathers
         across ranks itself; rank 0's metrics count. None is for what is undefined.
     meta: plain values that travel in every checkpoint (config, classes, preprocess, postprocess, rig, ...);
         "dataset_fingerprint" and "model_config" also decide whether a saved run may be gone on with.
@@ -95,8 +92,8 @@ def fit(
         biases and norms.
     sample_weights: one number a sample, to draw samples in proportion instead of each once an epoch.
 
-    Raises ConfigError (mismatch with the saved run), CheckpointError (files), TrainingError (non-finite
-    loss), and Interrupted, a SystemExit with 128 + signal, after a SIGTERM or SIGINT was answered by saving.
+    Raises ConfigError (mismatch with the saved run), CheckpointError (files), TrainingError (non-finite loss), and
+    Interrupted, a SystemExit with 128 + signal, after a SIGTERM or SIGINT was answered by saving.
     """
     if reserved := RESERVED_KEYS & meta.keys():
         raise ValueError(f"meta has keys that the engine writes itself: {', '.join(sorted(reserved))}")
@@ -223,7 +220,7 @@ def _turn(
             saved_at = time.monotonic()
         if progress.step >= run.total_steps:
             return
-        report = train_step(run, state, parallel, batches, signals.received)
+        report = train_step(run, state, parallel, batches, signals)
         _log_step(run, state, report, log)
         if report.stop_signal:
             _stop(run, state, report.stop_signal, log)
@@ -338,8 +335,7 @@ def _stop(run: Run, state: TrainingState, signal_number: int, log: RunLog) -> No
 def _parallel(run: Run, state: TrainingState) -> nn.Module:
     """The module as it is called: compiled if asked for, in DDP if there are several processes."""
     if run.config.compile:
-        # In place: the state dict's keys stay as they are, and the criterion around the model stays plain
-        # Python.
+        # In place: the state dict's keys stay as they are, and the criterion around the model stays plain Python.
         state.model.compile()
     if run.dist.world_size == 1:
         return state.module

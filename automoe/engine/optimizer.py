@@ -29,8 +29,7 @@ def make_optimizer(
     device: torch.device,
     param_groups: list[dict[str, Any]] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW over `param_groups` (each may carry its own "lr", the peak, and "weight_decay"), or the default
-    ones.
+    """AdamW over `param_groups` (each may carry its own "lr", the peak, and "weight_decay"), or the default ones.
 
     Raises ConfigError if nothing would train.
     """

@@ -1,5 +1,4 @@
-"""Going on from where a run stopped: find its last.pth, see that it belongs to this command, or clear the
-way."""
+"""Going on from where a run stopped: find its last.pth, see that it belongs to this command, or clear the way."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ _FREE_KEYS = {
 
 
 def identity(config: EngineConfig, meta: dict[str, Any], *, length: int, world_size: int) -> dict[str, Any]:
-    """What two commands must share to be parts of one run. `meta` adds its dataset_fingerprint and
-    model_config."""
+    """What two commands must share to be parts of one run. `meta` adds its dataset_fingerprint and model_config."""
     return {
         "seed": config.seed,
         "batch_size": config.batch_size,
@@ -115,8 +113,7 @@ def say_differences(
 
 
 def _move_aside(run_dir: Path, log_dir: Path, say: Callable[[str], None]) -> None:
-    """Move an earlier run's files into the first free old-N folder, so that a fresh start destroys
-    nothing."""
+    """Move an earlier run's files into the first free old-N folder, so that a fresh start destroys nothing."""
     for folder, names in ((run_dir, (LAST, BEST, METRICS, MANIFEST)), (log_dir, ("events.out.tfevents.*",))):
         found = [path for name in names for path in sorted(folder.glob(name))]
         if not found:

@@ -42,8 +42,7 @@ class Run:
         return at_point and progress.evaluated_step != progress.step
 
     def rates(self, interval: Interval) -> dict[str, float]:
-        """Speed since the last evaluation: images a second over all processes, and the share spent on
-        data."""
+        """Speed since the last evaluation: images a second over all processes, and the share spent on data."""
         images, seconds = interval.steps * self.sampler.global_batch_size, interval.seconds
         rates = {
             "images_per_second": round(images / seconds, 3) if seconds else 0.0,

@@ -19,8 +19,7 @@ METRICS = "metrics.jsonl"
 
 
 class RunLog:
-    """The log of one run, from `step` on: lines and points after it, left by a run that was killed, are
-    dropped."""
+    """The log of one run, from `step` on: lines and points after it, left by a run that was killed, are dropped."""
 
     def __init__(
         self, run_dir: Path, log_dir: Path, *, active: bool, step: int, total_steps: int, log_seconds: float
@@ -100,7 +99,9 @@ def describe(numbers: dict[str, float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42s, 4m12s, 3h05m."""
+    """Seconds as people say them: 3.2s, 42s, 4m12s, 3h05m."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -132,8 +133,7 @@ class _Lines:
 
 
 class _Bar:
-    """A bar at the foot of the terminal. It redraws when told to: a thread of its own would not survive
-    forks."""
+    """A bar at the foot of the terminal. It redraws when told to: a thread of its own would not survive forks."""
 
     def __init__(self, step: int, total_steps: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

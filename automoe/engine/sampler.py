@@ -1,8 +1,7 @@
-"""Which samples a process sees, in which order: pure functions of (seed, epoch), so any step can be returned
-to.
+"""Which samples a process sees, in which order: pure functions of (seed, epoch), so any step can be returned to.
 
-A sample's key is `(epoch, index)`: a data set's `__getitem__` takes it, and makes its augmentation a function
-of it.
+A sample's key is `(epoch, index)`: a data set's `__getitem__` takes it, and makes its augmentation a function of
+it.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ Key = tuple[int, int]
 class ResumableSampler(Sampler[list[Key]]):
     """Batches of keys for training, for as many epochs as are asked for, starting at any batch.
 
-    An epoch is a permutation of the data set (with `weights`, as many draws with replacement, in proportion
-    to them). It is cut into global batches of batch_size * accumulate * world_size; the rest of the
-    permutation, smaller than one global batch, is left out of this epoch, so that every rank has equally many
-    full batches. A data set smaller than one global batch is repeated (reshuffled) until it fills one.
+    An epoch is a permutation of the data set (with `weights`, as many draws with replacement, in proportion to
+    them). It is cut into global batches of batch_size * accumulate * world_size; the rest of the permutation,
+    smaller than one global batch, is left out of this epoch, so that every rank has equally many full batches. A
+    data set smaller than one global batch is repeated (reshuffled) until it fills one.
 
-    Step s takes the same samples however a global batch is shared among processes and micro-batches. The
-    sampler runs on across epochs, so loader workers never wait at the end of one.
+    Step s takes the same samples however a global batch is shared among processes and micro-batches. The sampler
+    runs on across epochs, so loader workers never wait at the end of one.
     """
 
     def __init__(

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 def learning_rate_factor(step: int, *, total_steps: int, warmup_steps: int, final_factor: float) -> float:
     """What the peak learning rate is multiplied with at optimizer step `step` (from 0).
 
-    It rises linearly to 1 at the last warm-up step, starts the cosine at 1, and is `final_factor` at the last
-    step. Warm-up takes at most half of the run.
+    It rises linearly to 1 at the last warm-up step, starts the cosine at 1, and is `final_factor` at the last step.
+    Warm-up takes at most half of the run.
     """
     warmup_steps = min(warmup_steps, total_steps // 2)
     if step < warmup_steps:

@@ -1,8 +1,7 @@
 """Randomness as a pure function of where we are, so that a resumed run draws what the uninterrupted one drew.
 
-Before every step the generators are seeded from (seed, rank, step). No generator state has to be saved or
-gathered, and nothing that happens between steps (an evaluation, a picture, a save) can shift what training
-draws next.
+Before every step the generators are seeded from (seed, rank, step). No generator state has to be saved or gathered,
+and nothing that happens between steps (an evaluation, a picture, a save) can shift what training draws next.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from automoe.engine.run import Run
 from automoe.engine.schedule import learning_rate_factor, set_learning_rate
 from automoe.engine.seeding import seed_step
 from automoe.engine.state import TrainingState
+from automoe.engine.stopping import StopSignals
 from automoe.errors import TrainingError
 
 
@@ -34,13 +35,11 @@ class StepReport:
 
 
 def train_step(
-    run: Run, state: TrainingState, parallel: nn.Module, batches: Iterator[dict], stop_signal: int
+    run: Run, state: TrainingState, parallel: nn.Module, batches: Iterator[dict], signals: StopSignals
 ) -> StepReport:
-    """Take one step and count it. `parallel` is the module as it is called, `stop_signal` what this rank
-    received.
+    """Take one step and count it. `parallel` is the module as it is called.
 
-    Raises TrainingError on every rank, before the weights change, if any rank's loss or gradient is not
-    finite.
+    Raises TrainingError on every rank, before the weights change, if any rank's loss or gradient is not finite.
     """
     config, dist, step = run.config, run.dist, state.progress.step
     started = time.perf_counter()
@@ -72,7 +71,7 @@ def train_step(
     *values, norm_value = torch.stack([*totals.values(), norm.float().to(dist.device)]).tolist()
     numbers = dict(zip(totals, values, strict=True))
     sound = math.isfinite(numbers["loss"]) and math.isfinite(norm_value)
-    some_unsound, stop_signal = dist.all_reduce_max([not sound, stop_signal])
+    some_unsound, stop_signal = dist.all_reduce_max([not sound, signals.received])
     if some_unsound:
         _raise_non_finite(run, step, seen, {**numbers, "gradient norm": norm_value})
     state.optimizer.step()

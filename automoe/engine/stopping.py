@@ -12,8 +12,7 @@ SECOND_CTRL_C_SECONDS = 2.0
 
 
 class Interrupted(SystemExit):
-    """The run was stopped by a signal after it saved its state. Ends the process with 128 + the signal's
-    number."""
+    """The run was stopped by a signal after it saved its state. Ends the process with 128 + the signal's number."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(128 + signal_number)
@@ -23,8 +22,7 @@ class Interrupted(SystemExit):
 class StopSignals:
     """While entered, `received` is the number of the SIGTERM or SIGINT that came, or 0.
 
-    A second Ctrl-C, seconds after the first, interrupts at once. Outside the main thread signals stay as they
-    are.
+    A second Ctrl-C, seconds after the first, interrupts at once. Outside the main thread signals stay as they are.
     """
 
     def __init__(self) -> None:
