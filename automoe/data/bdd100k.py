@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Bdd100kLayout:
-    """What `find_layout` found under a root: a source, or the sentence saying why there is none."""
+    """What `find_layout` found under a root, by (task, split).
+
+    Attributes:
+        sources: what can be read.
+        missing: for everything else the sentence saying why not.
+        problems: those of the sentences where something is there and can't be used.
+    """
 
     root: Path
     sources: dict[tuple[str, str], Source]
     missing: dict[tuple[str, str], str] = field(repr=False)
+    problems: tuple[str, ...] = ()
 
     def source(self, task: str, split: str) -> Source:
         """The source of one task's split; raises DataError with where it was looked for."""
@@ -217,13 +225,17 @@ def find_layout(root: Path | str) -> Bdd100kLayout:
     bases = _bases(root)
     sources: dict[tuple[str, str], Source] = {}
     missing: dict[tuple[str, str], str] = {}
+    problems: list[str] = []
     for task in TASKS:
         for split in SPLITS:
+            remarks: list[str] = []
             try:
-                sources[task, split] = _find_source(root, bases, task, split)
+                sources[task, split] = _find_source(root, bases, task, split, remarks)
             except DataError as error:
                 missing[task, split] = str(error)
-    return Bdd100kLayout(root, sources, missing)
+                if remarks:
+                    problems.append(str(error))
+    return Bdd100kLayout(root, sources, missing, tuple(problems))
 
 
 def records(root: Path | str, task: str, split: str) -> Iterator[Record]:
@@ -399,9 +411,8 @@ def _bases(root: Path) -> list[Path]:
     return bases
 
 
-def _find_source(root: Path, bases: list[Path], task: str, split: str) -> Source:
-    """Raises DataError with the sentence for the user where labels or images are missing."""
-    remarks: list[str] = []
+def _find_source(root: Path, bases: list[Path], task: str, split: str, remarks: list[str]) -> Source:
+    """Adds to `remarks` what it can't use; raises DataError where labels or images are missing."""
     seen: set[Path] = set()
     for base in bases:
         for pattern in _LABELS[task]:
@@ -428,7 +439,8 @@ def _find_source(root: Path, bases: list[Path], task: str, split: str) -> Source
             if background_first:
                 notes.append("masks hold 0 background, 1 direct, 2 alternative (2018 release); they are mapped")
             return Source(task, split, folder, labels, suffix, mask_suffix, background_first, tuple(notes))
-    looked = ", ".join(pattern.format(s=split) for pattern in _LABELS[task])
+    places = [pattern.format(s=split) for pattern in _LABELS[task]]
+    looked = f"{', '.join(places[:5])} and {len(places) - 5} less common places"
     why = f" ({'; '.join(remarks)})" if remarks else ""
     raise DataError(
         f"no {task} labels with images for split {split!r} under {root}{why}; "
@@ -445,10 +457,12 @@ def _inspect_labels(path: Path, task: str, remarks: list[str]) -> tuple[str, boo
         if not path.is_file():
             return None
         stems = []
-        for frame in iter_json_records(path):
-            stems.append(Path(str(frame.get("name"))).stem if isinstance(frame, dict) else "")
-            if len(stems) == _LOOK_AT:
-                break
+        try:
+            for frame in islice(iter_json_records(path), _LOOK_AT):
+                stems.append(Path(str(frame.get("name"))).stem if isinstance(frame, dict) else "")
+        except DataError as error:
+            remarks.append(str(error))
+            raise
         if not stems:
             remarks.append(f"{path} holds no frames")
         return (".png", False, stems) if stems else None

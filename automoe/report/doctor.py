@@ -38,7 +38,7 @@ SMALL_AREA = 32 * 32
 
 T = TypeVar("T")
 
-_CELL_WIDTH = 480
+_CELL_WIDTH = 640
 _NAMED_PROBLEMS = 5
 
 
@@ -107,7 +107,7 @@ class DoctorReport:
         if self.problems:
             parts.append("Problems:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
         else:
-            parts.append("No problems found.")
+            parts.append("No problems found in what is there.")
         if self.picture:
             parts.append(f"Overlays: {self.picture}")
         return "\n\n".join(parts)
@@ -121,7 +121,7 @@ def doctor_bdd100k(root: Path | str, out_dir: Path | str, samples: int = 12, loo
     """
     layout = find_layout(root)
     splits: list[SplitReport] = []
-    problems: list[str] = [] if layout.sources else [layout.missing["detection", "train"]]
+    problems = [*layout.problems] if layout.sources else [layout.missing["detection", "train"]]
     drawable: list[tuple[Source, list[Record]]] = []
     for (task, split), source in layout.sources.items():
         try:
@@ -136,7 +136,9 @@ def doctor_bdd100k(root: Path | str, out_dir: Path | str, samples: int = 12, loo
     problems.extend(
         f"{task}: training data without validation data; {layout.missing[task, 'val']}"
         for task in TASKS
-        if (task, "train") in layout.sources and (task, "val") not in layout.sources
+        if (task, "train") in layout.sources
+        and (task, "val") in layout.missing
+        and layout.missing[task, "val"] not in layout.problems
     )
     sheet = _draw(drawable, samples)
     picture = None if sheet is None else save_png(Path(out_dir) / "bdd100k_overlays.png", sheet)
@@ -150,11 +152,13 @@ def _examine(source: Source, look_at: int) -> tuple[SplitReport, list[Record]]:
     """The report on a split, and those of its records that are good to draw."""
     records: list[Record] = []
     problems: list[str] = []
+    unusable: set[str] = set()
     for frame in frames(source):
         try:
             records.append(parse_frame(frame, source))
         except DataError as error:
             problems.append(str(error))
+            unusable.add(str(frame.get("name")) if isinstance(frame, dict) else "")
     problems.extend(reason for record in records for reason in record.rejected)
     names = frozenset(record.name for record in records)
     absent = sorted(names - source.image_names)
@@ -174,7 +178,7 @@ def _examine(source: Source, look_at: int) -> tuple[SplitReport, list[Record]]:
         source.task,
         source.split,
         len(present),
-        len(source.image_names - names),
+        len(source.image_names - names - unusable),
         len(looked),
         classes,
         shares,
@@ -267,7 +271,7 @@ def _draw(drawable: Sequence[tuple[Source, list[Record]]], samples: int) -> np.n
             continue
         pictures = [_picture(source, record) for source, record in chosen]
         captions = [_caption(source, record) for source, record in chosen]
-        columns = min(4, max(2, len(chosen)))
+        columns = 4 if len(chosen) % 4 == 0 else min(3, max(2, len(chosen)))
         parts.append(contact_sheet(pictures, columns, captions, cell_width=_CELL_WIDTH, title=f"BDD100K {task}"))
         colors = {"detection": DETECTION_COLORS, "drivable": DRIVABLE_COLORS, "segmentation": SEMANTIC_COLORS}[task]
         shown = {"detection": BDD_DETECTION, "drivable": DRIVABLE[:2], "segmentation": SEMANTIC}[task]

@@ -46,7 +46,7 @@ def draw_boxes(
     there is none, and for small boxes in a crowd, the colour alone tells the class.
     """
     height, width = image.shape[:2]
-    font = _font(font_size or max(10, round(height / 42)))
+    font = _font(font_size or max(11, round(height / 42)))
     thickness = max(1, round(height / 360))
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
