@@ -170,9 +170,10 @@ def lathe(profile: Sequence[tuple[float, float]], sides: int = 8) -> Soup:
 
 def ellipsoid(centre: Sequence[float], radii: Sequence[float], rings: int = 5, sides: int = 8) -> Soup:
     """An ellipsoid with its poles along z."""
-    polar = np.linspace(-np.pi / 2, np.pi / 2, rings + 1)
-    profile = [(max(float(np.cos(a)), 0.0), float(np.sin(a))) for a in polar]
-    profile[0], profile[-1] = (0.0, -1.0), (0.0, 1.0)
+    # Few rings look round when the outer ones sit closer to the poles than even steps would put them.
+    reach = np.pi / 2 * (1 - 1.6 / rings)
+    latitudes = np.linspace(-reach, reach, rings - 1) if rings > 2 else np.zeros(1)
+    profile = [(0.0, -0.96), *((float(np.cos(a)), float(np.sin(a))) for a in latitudes), (0.0, 0.96)]
     unit = lathe(profile, sides)
     return Soup(unit.corners * np.asarray(radii, dtype=np.float64), unit.uv).moved(centre)
 

@@ -103,7 +103,7 @@ class _Bus:
         self.window = {"city": (1.15, 2.45), "school": (1.55, 2.35), "coach": (1.75, 2.95)}[variant]
         self.arch = 0.60
         first, last = self.tail + 0.35, self.nose - 0.75
-        count = {"city": 6, "school": 6, "coach": 7}[variant]
+        count = {"city": 6, "school": 5, "coach": 7}[variant]
         self.pillars = np.linspace(first, last, count + 1)
 
     def build(self) -> None:
@@ -111,7 +111,7 @@ class _Bus:
         shell = Shell(self.builder, self.section, self.material, self.axles, self.height, (low, high))
         edges = [x + d for x in self.pillars for d in ((-0.10, 0.10) if self.variant == "school" else (0.0,))]
         arches = [x for axle in self.axles for x in arch_stations(axle, self.arch)]
-        shell.skin([self.tail, self.nose, self.nose - 0.3, *edges, *arches], closer=0.12)
+        shell.skin([self.tail, self.nose, self.nose - 0.3, *edges, *arches], closer=0.2)
         shell.cap(self.nose, (-1, -0.72, -0.6, 0.6, 0.72, 1), self.nose_material)
         shell.cap(self.tail, (-1, -0.8, -0.66, 0.66, 0.8, 1), self.tail_material)
         plate(self.builder, self.nose + 0.015, 0.55)
@@ -209,7 +209,7 @@ def _lorry(rng: np.random.Generator, length: float, width: float) -> tuple[Build
         builder.add(TAILLIGHT, box((tail - 0.01, side * (half - 0.50), 0.63), (0.06, 0.18, 0.15)))
         builder.add(INDICATOR, box((tail - 0.01, side * (half - 0.12), 0.63), (0.06, 0.09, 0.15)))
     if rng.random() < 0.5:
-        builder.add(CHROME, tube([(nose - 2.15, 0.8, 0.9), (nose - 2.15, 0.8, 2.9)], [0.07, 0.07], 5))
+        builder.add(CHROME, tube([(nose - 2.15, 0.8, 0.9), (nose - 2.15, 0.8, 2.9)], [0.07, 0.07], 4))
     plate(builder, nose + 0.015, 0.5)
     plate(builder, tail - 0.015, 0.72)
     return builder, nose - CAB_LENGTH - 0.25
@@ -245,7 +245,7 @@ def _cab(builder: Builder, nose: float, half: float, axles: tuple[float, float],
         return TRIM if strip == SKIRT else body
 
     shell = Shell(builder, section, material, axles, CAB_HEIGHT, (1.6, 2.35))
-    shell.skin([back, back + 0.7, nose - 0.25, nose, *arch_stations(axles[1], arch)], closer=0.08)
+    shell.skin([back, back + 0.7, nose - 0.25, nose, *arch_stations(axles[1], arch)], closer=0.12)
     shell.cap(nose, (-1, -0.72, -0.58, 0.58, 0.72, 1), front)
     ring = shell.ring(back)
     middle = np.broadcast_to(ring.mean(axis=0), ring.shape)
@@ -290,7 +290,7 @@ def make_tanker(rng: np.random.Generator) -> Asset:
     big, small = (1.15, 0.92), (0.95, 0.75)
     builder.add(tank, tube(path, [small, big, big, small], 12), crease=50)
     stripe = paint(rng, "panels", ("red", "blue", "orange", "green"))
-    for x in np.linspace(tail + 0.3, start - 0.35, 3):
+    for x in np.linspace(tail + 0.3, start - 0.35, 2):
         ring = tube([(x - 0.05, 0, 1.95), (x + 0.05, 0, 1.95)], [(1.17, 0.94)] * 2, 12, caps=(False, False))
         builder.add(stripe, ring, crease=50)
     for x in (tail + 2.0, start - 2.0):
@@ -312,12 +312,12 @@ def make_flatbed(rng: np.random.Generator) -> Asset:
     for x, tall in ((tail + 0.03, 0.5), (start - 0.03, 1.2)):
         builder.add(boards, box((x, 0, 1.05 + tall / 2), (0.06, width, tall)))
     if rng.random() < 0.5:
-        for x in _spread(rng, tail + 0.6, start - 0.7, 1.15):
+        for x in _spread(rng, tail + 0.6, start - 0.7, 1.6):
             size = (0.95, float(rng.uniform(1.4, 2.1)), float(rng.uniform(0.7, 1.5)))
             builder.add(wood, box((x, 0, 1.05 + size[2] / 2), size))
     else:
         pipe = Material("pipes", (0.55, 0.52, 0.46, 1.0), specular=0.3)
-        for y, z in ((-0.75, 1.3), (-0.25, 1.3), (0.25, 1.3), (0.75, 1.3), (-0.25, 1.72), (0.25, 1.72)):
+        for y, z in ((-0.75, 1.3), (-0.25, 1.3), (0.25, 1.3), (0.75, 1.3), (0.0, 1.72)):
             builder.add(pipe, tube([(tail + 0.15, y, z), (start - 0.15, y, z)], [0.24, 0.24], 6))
     return assemble("truck_flatbed", builder.parts(), "truck", attributes={"variant": "flatbed"})
 
