@@ -1,0 +1,277 @@
+"""The Hungarian matcher: what it takes and returns, that it is optimal, and what it refuses."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from automoe import matching
+from automoe.errors import AutoMoEError, ConfigError
+from automoe.geometry import cxcywh_to_xyxy, pairwise_bev_iou, pairwise_giou, wrap_angle
+from automoe.matching import HungarianMatcher, MatchingError, assign_rows
+
+
+def a_scene(sizes=(3, 0, 5), layers=2, queries=8, classes=4, numbers=4, seed=0):
+    """Random predictions for all layers, and targets with `sizes` boxes."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def boxes(*shape):
+        values = torch.rand(*shape, numbers, generator=generator)
+        if numbers == 7:  # metres and radians, close enough together for footprints to overlap
+            values = values * torch.tensor([10.0, 10, 2, 6, 3, 2, 6.3]) + 0.1
+        return values
+
+    logits = torch.randn(layers, len(sizes), queries, classes, generator=generator)
+    outputs = {"pred_logits": logits, "pred_boxes": boxes(layers, len(sizes), queries)}
+    targets = [
+        {"labels": torch.randint(0, classes, (size,), generator=generator), "boxes": boxes(size)} for size in sizes
+    ]
+    return outputs, targets
+
+
+def plain_costs(logits, boxes, target, matcher):
+    """The published cost of one image [Q, N], in float64 and as one would write it down."""
+    logits, boxes, own = logits.double(), boxes.double(), target["boxes"].double()
+    if matcher.class_cost == "softmax":
+        cost = -logits.softmax(-1)
+    else:
+        p = logits.sigmoid()
+        cost = matcher.alpha * (1 - p) ** matcher.gamma * -(p + 1e-8).log()
+        cost = cost - (1 - matcher.alpha) * p**matcher.gamma * -(1 - p + 1e-8).log()
+    difference = (boxes[:, None] - own[None]).abs()
+    if boxes.shape[-1] == 4:
+        overlap = pairwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(own))
+    else:
+        difference[..., 6] = wrap_angle(boxes[:, None, 6] - own[None, :, 6]).abs()
+        overlap = pairwise_bev_iou(boxes, own)
+    return (
+        matcher.cost_class * cost[:, target["labels"]]
+        + matcher.cost_bbox * difference.sum(-1)
+        - matcher.cost_giou * overlap
+    )
+
+
+def test_one_layer_gives_a_pair_of_indices_for_each_image():
+    outputs = {
+        "pred_logits": torch.zeros(1, 3, 2),
+        "pred_boxes": torch.tensor([[[0.8, 0.8, 0.1, 0.1], [0.5, 0.5, 0.1, 0.1], [0.2, 0.2, 0.1, 0.1]]]),
+    }
+    targets = [{"labels": torch.tensor([0, 1]), "boxes": torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.8, 0.8, 0.1, 0.1]])}]
+    [(queries, of_targets)] = HungarianMatcher(cost_class=1, cost_bbox=5, cost_giou=2)(outputs, targets)
+    assert queries.tolist() == [0, 2]
+    assert of_targets.tolist() == [1, 0]
+    assert queries.dtype == of_targets.dtype == torch.int64
+
+
+@pytest.mark.parametrize("numbers", [4, 7])
+@pytest.mark.parametrize("class_cost", ["focal", "softmax"])
+def test_all_layers_and_images_equal_scipy_on_the_plain_costs(numbers, class_cost):
+    outputs, targets = a_scene(sizes=(3, 0, 12, 40, 1), layers=3, queries=20, numbers=numbers)
+    matcher = HungarianMatcher(class_cost=class_cost)
+    matches = matcher(outputs, targets)
+    assert len(matches) == 3
+    for layer, image in itertools.product(range(3), range(5)):
+        costs = plain_costs(
+            outputs["pred_logits"][layer, image], outputs["pred_boxes"][layer, image], targets[image], matcher
+        )
+        queries, of_targets = matches[layer][image]
+        rows, columns = linear_sum_assignment(costs.numpy())
+        assert queries.tolist() == rows.tolist()
+        assert of_targets.tolist() == columns.tolist()
+
+
+@pytest.mark.parametrize("numbers", [4, 7])
+def test_large_and_grouped_images_cost_the_same(numbers, monkeypatch):
+    outputs, targets = a_scene(sizes=(3, 0, 5, 7, 0), numbers=numbers)
+    grouped = HungarianMatcher()(outputs, targets)
+    monkeypatch.setitem(matching._PAIRS_AT_ONCE, "cpu", 1)
+    alone = HungarianMatcher()(outputs, targets)
+    for one, other in zip(itertools.chain(*grouped), itertools.chain(*alone)):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+def test_layers_at_once_equal_layers_one_by_one_and_short_names_work():
+    outputs, targets = a_scene()
+    matcher = HungarianMatcher()
+    together = matcher(outputs, targets)
+    for layer in range(2):
+        alone = matcher({"logits": outputs["pred_logits"][layer], "boxes": outputs["pred_boxes"][layer]}, targets)
+        for one, other in zip(together[layer], alone):
+            assert torch.equal(one[0], other[0])
+            assert torch.equal(one[1], other[1])
+
+
+def test_a_batch_without_any_box_and_one_without_queries():
+    outputs, targets = a_scene(sizes=(0, 0))
+    for queries, of_targets in itertools.chain(*HungarianMatcher()(outputs, targets)):
+        assert queries.shape == of_targets.shape == (0,)
+    outputs, targets = a_scene(sizes=(2, 1), queries=0)
+    for queries, of_targets in itertools.chain(*HungarianMatcher()(outputs, targets)):
+        assert queries.shape == of_targets.shape == (0,)
+
+
+def test_more_targets_than_queries_matches_each_query_once():
+    outputs, targets = a_scene(sizes=(9, 2), queries=4)
+    for match in HungarianMatcher()(outputs, targets):
+        assert match[0][0].tolist() == [0, 1, 2, 3]
+        assert len(set(match[0][1].tolist())) == 4
+        assert len(match[1][0]) == 2
+
+
+def test_no_gradient_and_float32_under_autocast():
+    outputs, targets = a_scene(sizes=(6, 6), queries=30)
+    outputs = {key: value.bfloat16().float().requires_grad_() for key, value in outputs.items()}
+    plain = HungarianMatcher()(outputs, targets)
+    half = {key: value.detach().bfloat16() for key, value in outputs.items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = HungarianMatcher()(half, targets)
+    for one, other in zip(itertools.chain(*plain), itertools.chain(*mixed)):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+def test_a_heading_just_below_a_full_turn_is_close_to_zero():
+    box = [0.0, 0, 0, 4, 2, 1.5]
+    outputs = {"logits": torch.zeros(1, 2, 1), "boxes": torch.tensor([[[*box, 1.0], [*box, 6.28]]])}
+    targets = [{"labels": torch.tensor([0]), "boxes": torch.tensor([[*box, 0.0]])}]
+    [(queries, _)] = HungarianMatcher(cost_giou=0, box="3d")(outputs, targets)
+    assert queries.tolist() == [1]
+
+
+def test_boxes_without_area_can_be_matched():
+    outputs = {"logits": torch.zeros(1, 2, 1), "boxes": torch.tensor([[[0.9, 0.9, 0.0, 0.0], [0.1, 0.1, 0, 0]]])}
+    targets = [{"labels": torch.tensor([0]), "boxes": torch.tensor([[0.1, 0.1, 0.0, 0.0]])}]
+    [(queries, _)] = HungarianMatcher()(outputs, targets)
+    assert queries.tolist() == [1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("key", ["pred_logits", "pred_boxes"])
+def test_what_is_not_finite_is_refused_with_batch_index_and_layer(key, value):
+    outputs, targets = a_scene()
+    outputs[key][1, 2, 3, 0] = value
+    with pytest.raises(MatchingError, match="batch index 2, layer 1") as error:
+        HungarianMatcher()(outputs, targets)
+    assert isinstance(error.value, AutoMoEError)
+    assert key.removeprefix("pred_") in str(error.value)
+
+
+def test_faulty_predictions_are_refused_even_without_targets():
+    outputs, targets = a_scene(sizes=(0, 0))
+    outputs["pred_logits"][0, 1] = float("nan")
+    with pytest.raises(MatchingError, match="batch index 1, layer 0"):
+        HungarianMatcher()(outputs, targets)
+
+
+@pytest.mark.parametrize("numbers", [4, 7])
+def test_faulty_targets_are_refused_by_number(numbers):
+    for change, said in [
+        (lambda target: target["labels"].__setitem__(4, 4), "a label outside"),
+        (lambda target: target["labels"].__setitem__(4, -1), "a label outside"),
+        (lambda target: target["boxes"].__setitem__((4, 0), float("nan")), "NaN"),
+        (lambda target: target["boxes"].__setitem__((4, 0), 1e30), "beyond"),
+        (lambda target: target["boxes"].__setitem__((4, 3), -0.1), "negative size"),
+    ]:
+        outputs, targets = a_scene(numbers=numbers)
+        change(targets[2])
+        with pytest.raises(MatchingError, match=f"target 4 at batch index 2 has .*{said}"):
+            HungarianMatcher()(outputs, targets)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    outputs, targets = a_scene()
+    with pytest.raises(MatchingError, match="2 targets for a batch of 3"):
+        HungarianMatcher()(outputs, targets[:2])
+    with pytest.raises(MatchingError, match="batch index 1"):
+        HungarianMatcher()(outputs, [targets[0], {"labels": torch.tensor([1]), "boxes": torch.zeros(0, 4)}, targets[2]])
+    with pytest.raises(MatchingError, match="for 3d boxes"):
+        HungarianMatcher(box="3d")(outputs, targets)
+    with pytest.raises(MatchingError, match="pred_boxes"):
+        HungarianMatcher()({"logits": outputs["pred_logits"]}, targets)
+    with pytest.raises(MatchingError, match="do not fit together"):
+        HungarianMatcher()({**outputs, "pred_boxes": outputs["pred_boxes"][:, :, :5]}, targets)
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        {"cost_class": -1},
+        {"cost_bbox": float("nan")},
+        {"class_cost": "l2"},
+        {"box": "4d"},
+        {"cost_class": 0, "cost_bbox": 0, "cost_giou": 0},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings_):
+    with pytest.raises(ConfigError):
+        HungarianMatcher(**settings_)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_assignment_is_the_optimum_by_brute_force(data):
+    """Small whole numbers make ties, which is where an auction could stall."""
+    rows, columns = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))
+    values = st.integers(-2, 3) if data.draw(st.booleans()) else st.floats(-5, 5, width=32)
+    costs = np.array(data.draw(st.lists(values, min_size=rows * columns, max_size=rows * columns)), dtype=np.float32)
+    costs = costs.reshape(rows, columns)
+    taken = assign_rows(costs, [rows])
+    got = taken >= 0
+    assert got.sum() == min(rows, columns) == len(set(taken[got].tolist()))
+    small, large = (costs, columns) if rows <= columns else (costs.T, rows)
+    best = min(
+        sum(float(small[i, j]) for i, j in enumerate(choice))
+        for choice in itertools.permutations(range(large), len(small))
+    )
+    assert costs[np.flatnonzero(got), taken[got]].sum(dtype=np.float64) == pytest.approx(best, abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=5),
+    columns=st.integers(1, 40),
+    kind=st.sampled_from(["random", "crowded", "ties", "same rows", "same columns"]),
+    scale=st.sampled_from([1e-8, 1.0, 1e6]),
+)
+def test_assignment_costs_what_scipys_costs(seed, sizes, columns, kind, scale):
+    random = np.random.default_rng(seed)
+    rows = sum(sizes)
+    costs = random.normal(size=(rows, columns))
+    if kind == "crowded":  # everyone wants the same columns: a price war
+        costs = costs * 0.1 + np.arange(columns) * 0.5
+    elif kind == "ties":
+        costs = costs.round()
+    elif kind == "same rows":
+        costs = np.tile(costs[:1], (rows, 1))
+    elif kind == "same columns":
+        costs = np.tile(costs[:, :1], (1, columns))
+    costs = (costs * scale).astype(np.float32)
+    taken = assign_rows(costs, sizes)
+    start = 0
+    for size in sizes:
+        own, block = taken[start : start + size], costs[start : start + size].astype(np.float64)
+        got = own >= 0
+        best = block[linear_sum_assignment(block)].sum()
+        assert len(set(own[got].tolist())) == got.sum() == min(size, columns)
+        assert block[np.flatnonzero(got), own[got]].sum() == pytest.approx(best, rel=1e-6, abs=1e-7 * scale)
+        start += size
+
+
+def test_the_training_scripts_find_it_under_its_own_name(monkeypatch):
+    root = Path(__file__).resolve().parents[1]
+    monkeypatch.syspath_prepend(str(root))
+    monkeypatch.syspath_prepend(str(root / "training"))
+    for name in ("hungarian_matcher", "training.hungarian_matcher"):
+        module = importlib.import_module(name)
+        assert module.__file__ == str(root / "training" / "hungarian_matcher.py")
+        assert module.HungarianMatcher is HungarianMatcher
