@@ -169,7 +169,7 @@ def _bend(start: np.ndarray, end: np.ndarray, first: float, second: float, towar
 
 def build_figure(builder: Builder, look: Look, pose: Pose, helmet: Material | None = None) -> None:
     """Add a dressed figure in `pose`, scaled to its height."""
-    h, g = look.height, look.girth
+    h = look.height
     _torso(builder, look, pose)
     _head(builder, look, pose, helmet)
     for i, side in enumerate((1, -1)):

@@ -146,8 +146,8 @@ def foliage(rng: np.random.Generator, colour: tuple[float, float, float], leaf: 
     """Leaves in three depths, the lower ones darker, so that a smooth crown reads as a leafy one."""
     size = 256
     tint = np.array(colour)
-    image = np.broadcast_to(tint * 0.30, (size, size, 3)).copy()
-    for depth, count in ((0.50, 700), (0.78, 620), (1.08, 430)):
+    image = np.broadcast_to(tint * 0.38, (size, size, 3)).copy()
+    for depth, count in ((0.62, 700), (0.95, 620), (1.30, 430)):
         for x, y in rng.integers(0, size, (count, 2)):
             shade = (
                 tint * depth * rng.uniform(0.8, 1.22) * np.array([rng.uniform(0.85, 1.2), 1.0, rng.uniform(0.7, 1.0)])
