@@ -128,22 +128,19 @@ def fold_batch_norm(net: nn.Module) -> None:
     probe = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.no_grad():
         before = net(probe)
-    for parent in list(net.modules()):
-        conv: nn.Conv2d | None = None
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d):
-                conv = child
-            elif isinstance(child, nn.BatchNorm2d):
-                if conv is None or conv.out_channels != child.num_features:
-                    raise ConfigError(f"can't fold batch norm {name}: no convolution before it; use norm='batch'.")
-                fused = fuse_conv_bn_eval(conv, child)
-                conv.weight, conv.bias = (
-                    nn.Parameter(fused.weight.detach()),
-                    nn.Parameter(fused.bias.detach()),
-                )
-                # timm's BatchNormAct2d carries the activation that follows it.
-                setattr(parent, name, getattr(child, "act", nn.Identity()))
-                conv = None
+    conv: nn.Conv2d | None = None
+    for path, module in list(net.named_modules()):  # in the order of registration, which is that of computation
+        if isinstance(module, nn.Conv2d):
+            conv = module
+        elif isinstance(module, nn.BatchNorm2d):
+            if conv is None or conv.out_channels != module.num_features:
+                raise ConfigError(f"can't fold batch norm {path}: no convolution before it; use norm='batch'.")
+            fused = fuse_conv_bn_eval(conv, module)
+            conv.weight, conv.bias = nn.Parameter(fused.weight.detach()), nn.Parameter(fused.bias.detach())
+            parent, _, name = path.rpartition(".")
+            # timm's BatchNormAct2d carries the activation that follows it.
+            setattr(net.get_submodule(parent), name, getattr(module, "act", nn.Identity()))
+            conv = None
     with torch.no_grad():
         after = net(probe)
     for old, new in zip(before, after, strict=True):

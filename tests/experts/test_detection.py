@@ -1,0 +1,175 @@
+"""The detection expert: shapes, that background is trained, that denoising leaks nothing, that empty images are fine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import automoe.experts  # noqa: F401  (registers)
+from automoe.errors import ConfigError
+from automoe.experts.detection import DetectionExpert, make_denoising, postprocess_detections
+from automoe.experts.expert import ExpertStep
+from automoe.experts.query_decoder import BoxReference, DeformableAttention
+from automoe.experts.registry import build_expert
+
+
+@pytest.fixture(scope="module")
+def expert() -> DetectionExpert:
+    torch.manual_seed(0)
+    return build_expert("detection", {"num_queries": 30, "dim": 32}, pretrained=True)
+
+
+def batch(counts: list[int], size: tuple[int, int] = (64, 96)) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.randint(0, 256, (len(counts), 3, *size), dtype=torch.uint8, generator=generator),
+        "sample_id": [f"{i}.jpg" for i in range(len(counts))],
+        "boxes": [
+            torch.cat([torch.rand(n, 2, generator=generator), 0.1 + 0.2 * torch.rand(n, 2, generator=generator)], 1)
+            for n in counts
+        ],
+        "labels": [torch.randint(0, 10, (n,), generator=generator) for n in counts],
+        "ignored": [torch.zeros(n, dtype=torch.bool) for n in counts],
+    }
+
+
+def test_outputs_have_the_documented_shapes(expert: DetectionExpert) -> None:
+    out = expert.eval()(torch.randn(2, 3, 64, 96))
+    assert out["logits"].shape == (2, 2, 30, 10)
+    assert out["boxes"].shape == (2, 2, 30, 4)
+    assert out["seed_logits"].shape == (2, 30, 10)
+    assert out["tokens"].shape == (2, 30, 32)
+    assert out["token_positions"].shape == (2, 30, 2)
+    assert out["heat_logits"].shape == (2, 10, 16, 24)
+    assert ((out["boxes"] >= 0) & (out["boxes"] <= 1.5)).all()
+
+
+def test_an_untrained_decoder_repeats_its_seeds(expert: DetectionExpert) -> None:
+    out = expert.eval()(torch.randn(1, 3, 64, 96))
+    assert torch.allclose(out["logits"][-1], out["seed_logits"], atol=1e-6)
+    inside = ((out["seed_boxes"][..., :2] > 0) & (out["seed_boxes"][..., :2] < 1)).all(-1)
+    assert torch.allclose(out["boxes"][-1][inside][:, :2], out["seed_boxes"][inside][:, :2], atol=1e-6)
+
+
+@pytest.mark.parametrize("counts", [[3, 0], [0, 0], [1, 40]])
+def test_losses_are_finite_whatever_the_boxes(expert: DetectionExpert, counts: list[int]) -> None:
+    losses = ExpertStep(expert.train(), float)(batch(counts))
+    losses["loss"].backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    trained = [p for p in expert.parameters() if p.requires_grad]
+    assert all(torch.isfinite(p.grad).all() for p in trained if p.grad is not None)
+    expert.zero_grad()
+
+
+def test_background_is_trained(expert: DetectionExpert) -> None:
+    """On an image without boxes the class loss pushes scores down: a query that matches nothing is not left alone."""
+    criterion = expert.make_criterion(float)
+    logits = torch.zeros(2, 1, 5, 10, requires_grad=True)
+    outputs = {
+        "logits": logits,
+        "boxes": torch.full((2, 1, 5, 4), 0.5),
+        "heat_logits": torch.zeros(1, 10, 4, 4),
+        "heat_boxes": torch.full((1, 4, 4, 4), 0.5),
+    }
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    losses = criterion.losses(outputs, [empty | {"ignored": torch.zeros(0, dtype=torch.bool)}])
+    losses["loss"].backward()
+    assert logits.grad is not None
+    assert (logits.grad > 0).all()  # descending lowers every score
+
+
+def test_predictions_over_ignored_regions_are_not_pushed_down(expert: DetectionExpert) -> None:
+    criterion = expert.make_criterion(float)
+    logits = torch.zeros(2, 1, 2, 10, requires_grad=True)
+    boxes = torch.tensor([[0.25, 0.5, 0.1, 0.1], [0.75, 0.5, 0.1, 0.1]]).expand(2, 1, 2, 4)
+    outputs = {
+        "logits": logits,
+        "boxes": boxes,
+        "heat_logits": torch.zeros(1, 10, 4, 4),
+        "heat_boxes": torch.full((1, 4, 4, 4), 0.5),
+    }
+    region = {
+        "boxes": torch.tensor([[0.25, 0.5, 0.3, 0.3]]),
+        "labels": torch.tensor([2]),
+        "ignored": torch.tensor([True]),
+    }
+    criterion.losses(outputs, [region])["loss"].backward()
+    assert logits.grad is not None
+    assert (logits.grad[:, 0, 0] == 0).all()
+    assert (logits.grad[:, 0, 1] > 0).all()
+
+
+def test_denoising_queries_leak_nothing(expert: DetectionExpert) -> None:
+    """What ordinary queries say doesn't depend on the denoising boxes, and groups don't see each other."""
+    expert.eval()
+    images = torch.randn(1, 3, 64, 96)
+    noisy = torch.rand(1, 8, 4) * 0.5 + 0.2
+    with torch.no_grad():
+        # Zero-initialised heads would hide a leak.
+        for p in expert.decoder.class_heads.parameters():
+            torch.nn.init.normal_(p, std=0.1)
+        without = expert(images)
+        first = expert(images, noisy)
+        changed = noisy.clone()
+        changed[:, 4:] = torch.rand(1, 4, 4) * 0.5 + 0.2  # the second group
+        second = expert(images, changed)
+    assert torch.allclose(without["logits"], first["logits"], atol=1e-5)
+    assert torch.allclose(first["denoising_logits"][:, :, :2], second["denoising_logits"][:, :, :2], atol=1e-5)
+
+
+def test_denoising_boxes_know_where_they_come_from() -> None:
+    targets = [
+        {"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.3, 0.3, 0.1, 0.1]]), "ignored": torch.tensor([False, True])},
+        {"boxes": torch.zeros(0, 4), "ignored": torch.zeros(0, dtype=torch.bool)},
+    ]
+    made = make_denoising(targets, groups=2)
+    assert made is not None
+    boxes, source = made
+    assert boxes.shape == (2, 8, 4)
+    assert source[0].tolist() == [0, -2, 0, -2, -1, -2, -1, -2]
+    assert (source[1] == -2).all()
+    moved = (boxes[0, [0, 2], :2] - targets[0]["boxes"][0, :2]).abs() / 0.2
+    far = (boxes[0, [4, 6], :2] - targets[0]["boxes"][0, :2]).abs() / 0.2
+    assert (moved <= 0.4 + 1e-5).all()
+    assert (far >= 0.5 - 1e-5).all()
+    assert make_denoising([targets[1]], groups=2) is None
+
+
+def test_boxes_come_back_to_raw_pixels() -> None:
+    transform = torch.tensor([[[0.5, 0.0, 0.0], [0.0, 0.5, 12.0]]])  # halved, 12 rows of letterbox above
+    boxes = torch.tensor([[[0.5, 0.5, 0.25, 0.25]]])
+    found = postprocess_detections(
+        torch.full((1, 1, 10), -5.0).index_fill(2, torch.tensor([3]), 5.0),
+        boxes,
+        transform,
+        torch.tensor([[80, 128]]),
+        (64, 64),
+        5,
+    )[0]
+    # Network box 24..40 both ways; raw x is twice that, raw y twice that minus the letterbox.
+    assert torch.allclose(found["boxes"][0], torch.tensor([48.0, 24.0, 80.0, 56.0]))
+    assert found["labels"][0] == 3
+    assert found["scores"][0] > 0.99
+
+
+def test_deformable_attention_looks_where_its_references_are() -> None:
+    """A map with one bright cell: only the query whose reference holds it notices."""
+    attention = DeformableAttention(8, heads=2, maps=1, points=2)
+    feature_map = torch.zeros(1, 8, 10, 10)
+    references = torch.tensor([[[0.15, 0.15, 0.2, 0.2], [0.85, 0.85, 0.2, 0.2]]])
+    queries = torch.zeros(1, 2, 8)
+    dark = attention(queries, references, [feature_map], BoxReference())
+    feature_map[:, :, 7:10, 7:10] = 1.0
+    bright = attention(queries, references, [feature_map], BoxReference())
+    change = (bright - dark).abs().sum(-1)[0]
+    assert change[0] < 1e-6
+    assert change[1] > 1e-3
+
+
+def test_unknown_settings_are_named() -> None:
+    with pytest.raises(ConfigError, match="num_query.*did you mean 'num_queries'"):
+        build_expert("detection", {"num_query": 5}, pretrained=False)
+    with pytest.raises(ConfigError, match="detecton"):
+        build_expert("detecton", {}, pretrained=False)
