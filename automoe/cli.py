@@ -61,7 +61,7 @@ def export_bdd100k_command(
     with progress_bar("render") as progress:
         export_bdd100k(out, train, val, seed, towns=towns, size=size, workers=workers, progress=progress)
     report = doctor_bdd100k(out, out)
-    print(report)
+    print(report.text())
 
 
 @prepare.command(name="bdd100k")
@@ -93,7 +93,7 @@ def doctor_bdd100k_command(
     """Say what would be trained on: counts, classes, sizes, problems; and draw a sheet of overlays into `out`."""
     from automoe.report.doctor import doctor_bdd100k
 
-    print(doctor_bdd100k(data_root, out, samples=samples))
+    print(doctor_bdd100k(data_root, out, samples=samples).text())
 
 
 @app.command

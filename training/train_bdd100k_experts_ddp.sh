@@ -70,13 +70,13 @@ for name in EXTRA_ARGS OUTPUT_ROOT LIMIT MAX_STEPS SEED NUM_WORKERS WEIGHT_DECAY
 done
 export AUTOMOE_RESUME_COMMAND=$resume
 
-launch() {  # one process, or torchrun with NUM_GPUS of them
+launch() {  # one process, or torchrun with NUM_GPUS of them, in place of the subshell, so that signals reach it
   # WORLD_SIZE and its kin in the user's shell are none of torchrun's business.
   if [ "$NUM_GPUS" -gt 1 ]; then
-    env -u WORLD_SIZE -u RANK -u LOCAL_RANK \
+    exec env -u WORLD_SIZE -u RANK -u LOCAL_RANK \
       "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$NUM_GPUS" training/train_bdd100k_ddp.py "$@"
   else
-    "$PYTHON" training/train_bdd100k_ddp.py "$@"
+    exec "$PYTHON" training/train_bdd100k_ddp.py "$@"
   fi
 }
 
