@@ -28,7 +28,8 @@ FLEET: dict[str, tuple[int, int]] = {
     "train": (2, 1),
 }
 """By category: how many different assets a town has, and how many copies of each may be in one scene."""
-SIGN_KINDS = ("speed_limit", "no_parking", "yield", "warning", "no_entry", "one_way", "parking", "street_name")
+_SIGN_WEIGHTS = {"stop": 0.0, "yield": 0.5, "direction": 0.5, "no_entry": 0.6, "speed_limit": 1.5, "parking": 1.5}
+"""How often kinds of signs stand along a street, against 1 for all others."""
 _BUILDING_HEIGHTS = {"city": (7.0, 22.0), "downtown": (14.0, 60.0), "residential": (5.0, 9.0)}
 _SETBACK = {"city": (0.4, 2.5), "downtown": (0.3, 1.0), "residential": (4.0, 8.0)}
 _GAP = {"city": (0.0, 4.0), "downtown": (0.0, 2.5), "residential": (3.0, 9.0)}
@@ -92,8 +93,9 @@ class _Furnisher:
         self.assets["post"] = meshes.make_pole(rng, 8.5)
         self.assets["head"] = meshes.make_signal_head(rng, "vehicle")
         self.assets["bus_stop"] = meshes.make_bus_stop(rng)
-        for kind in (*SIGN_KINDS, "stop"):
-            self.assets[f"sign_{kind}"] = meshes.make_traffic_sign(rng, kind)
+        for kind in meshes.SIGN_KINDS:
+            for variant in range(2):
+                self.assets[f"sign_{kind}{variant}"] = meshes.make_traffic_sign(rng, kind)
 
     def _fleet(self) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
         fleet: dict[str, tuple[str, ...]] = {}
@@ -148,7 +150,7 @@ class _Furnisher:
                 right = np.array([math.sin(line.heading), -math.cos(line.heading)])
                 street = town.streets[line.street]
                 point = line.points[0] + right * (street.half_width + 0.7)
-                self._put("sign_stop", point, line.heading + math.pi)
+                self._put("sign_stop0", point, line.heading + math.pi)
                 self.taken.append((*point, 0.5))
 
     def _far_mast(self, signal, arm: Arm, street: Street) -> None:
@@ -196,20 +198,21 @@ class _Furnisher:
             if self._free(point, 0.6):
                 self._put("lamp", point, toward - math.pi / 2)
                 hang = point + 1.8 * np.array([math.cos(toward), math.sin(toward)])
-                self.lamps.append(LampPost(float(hang[0]), float(hang[1]), 8.0))
+                height = float(self.assets["lamp"].attributes.get("lamp_height", 8.0))
+                self.lamps.append(LampPost(float(hang[0]), float(hang[1]), height))
                 self.taken.append((*point, 0.6))
 
     def _signs(self, street: Street, side: int) -> None:
         """Signs face the traffic on their side: on the right of travel along the axis, or of travel against it."""
-        _, middle = polyline.sample(street.axis, (street.start + street.end) / 2)
+        weights = np.array([_SIGN_WEIGHTS.get(kind, 1.0) for kind in meshes.SIGN_KINDS])
         along = street.start + self.rng.uniform(9.0, 14.0)
         while along < street.end - 6.0:
             point, _ = self._beside(street, side, along, 0.55)
             _, heading = polyline.sample(street.axis, along)
             travel = heading if side < 0 else heading + math.pi
             if self._free(point, 0.7):
-                kind = SIGN_KINDS[int(self.rng.integers(len(SIGN_KINDS)))]
-                self._put(f"sign_{kind}", point, travel + math.pi + self.rng.normal(0, 0.06))
+                kind = str(self.rng.choice(meshes.SIGN_KINDS, p=weights / weights.sum()))
+                self._put(f"sign_{kind}{self.rng.integers(2)}", point, travel + math.pi + self.rng.normal(0, 0.06))
                 self.taken.append((*point, 0.5))
             along += self.rng.uniform(14.0, 34.0)
 
