@@ -98,6 +98,14 @@ def describe(numbers: dict[str, float]) -> str:
     )
 
 
+def brief(numbers: dict[str, float]) -> str:
+    """The same in fewer letters, for a terminal of 80 columns."""
+    return (
+        f"loss {numbers['loss']:.3g} lr {numbers['lr']:.1e} {numbers['images_per_second']:.1f} img/s "
+        f"{numbers['step_seconds']:.2f}s wait {numbers['data_wait']:.0%}"
+    )
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: 3.2s, 42s, 4m12s, 3h05m."""
     if seconds < 10:
@@ -136,22 +144,24 @@ class _Bar:
     """A bar at the foot of the terminal. It redraws when told to: a thread of its own would not survive forks."""
 
     def __init__(self, step: int, total_steps: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-        self._progress = Progress(
-            TextColumn("epoch {task.fields[epoch]:.2f}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.fields[epoch]:.2f} epochs"),
+            TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            auto_refresh=False,
-        )
+            TimeRemainingColumn(compact=True),
+        ]
+        self._progress = Progress(*columns, auto_refresh=False)
+        # In 80 columns the numbers matter more than the bar.
+        if self._progress.console.width >= 100:
+            self._progress.columns = (*columns[:1], BarColumn(bar_width=20), *columns[1:])
         self._progress.start()
         self._task = self._progress.add_task("", total=total_steps, completed=step, epoch=0.0)
         self._drawn_at = 0.0
 
     def show(self, step: int, epoch: float, numbers: dict[str, float]) -> None:
-        self._progress.update(self._task, completed=step, epoch=epoch, description=describe(numbers))
+        self._progress.update(self._task, completed=step, epoch=epoch, description=brief(numbers))
         now = time.monotonic()
         if now - self._drawn_at > 0.25:
             self._drawn_at = now

@@ -115,6 +115,28 @@ def test_devices_that_are_not_there_are_errors(monkeypatch):
         distributed.setup("cuda:2")
 
 
+@pytest.mark.parametrize(("device", "backend", "index"), [("auto", "cpu:gloo,cuda:nccl", 1), ("cpu", "gloo", None)])
+def test_on_several_nodes_rank_is_global_and_the_device_local(monkeypatch, device, backend, index):
+    torchrun = {"RANK": 5, "LOCAL_RANK": 1, "WORLD_SIZE": 8, "LOCAL_WORLD_SIZE": 4, "MASTER_PORT": 1}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    joined, threads = [], []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name, **more: joined.append((name, more)))
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(distributed, "available_cores", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    dist = distributed.setup(device)
+    assert (dist.rank, dist.local_rank, dist.world_size, dist.is_main) == (5, 1, 8, False)
+    assert (dist.device.type, dist.device.index) == ("cpu" if index is None else "cuda", index)
+    assert (joined[0][0], joined[0][1]["rank"], joined[0][1]["world_size"]) == (backend, 5, 8)
+    assert threads == ([2] if index is None else [])
+    with pytest.raises(ConfigError, match="names one GPU for 8 processes"):
+        distributed.setup("cuda:0")
+
+
 def test_an_incomplete_torchrun_environment_is_named(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
