@@ -95,7 +95,7 @@ def boxes_2d(
         silhouette, beyond = _silhouette(asset, key, pose, camera, T_world_cam)
         touches = x1 <= 0 or y1 <= 0 or x2 >= camera.width or y2 >= camera.height
         # A pixel of slack round the outline: rasterisation alone must not make a distant box `occluded`.
-        slack = 0.5 * ((x2 - x1) + (y2 - y1))
+        slack = 0.25 * ((x2 - x1) + (y2 - y1))
         occluded = count + slack < OCCLUDED_BELOW * silhouette
         found.append(
             Box2D(

@@ -30,6 +30,8 @@ FLEET: dict[str, tuple[int, int]] = {
 """By category: how many different assets a town has, and how many copies of each may be in one scene."""
 _SIGN_WEIGHTS = {"stop": 0.0, "yield": 0.5, "direction": 0.5, "no_entry": 0.6, "speed_limit": 1.5, "parking": 1.5}
 """How often kinds of signs stand along a street, against 1 for all others."""
+TREES, BUILDINGS = 8, 28
+"""How many different ones a town has."""
 _BUILDING_HEIGHTS = {"city": (7.0, 22.0), "downtown": (14.0, 60.0), "residential": (5.0, 9.0)}
 _SETBACK = {"city": (0.4, 2.5), "downtown": (0.3, 1.0), "residential": (4.0, 8.0)}
 _GAP = {"city": (0.0, 4.0), "downtown": (0.0, 2.5), "residential": (3.0, 9.0)}
@@ -67,6 +69,7 @@ class _Furnisher:
                 self._lamps(street, side)
                 self._signs(street, side)
                 self._trees(street, side)
+                self._odds_and_ends(street, side)
         self._buildings()
         self._yards()
         self._surroundings()
@@ -79,23 +82,9 @@ class _Furnisher:
     # -------------------------------------------------------- assets
 
     def _library(self) -> None:
-        rng = self.rng
-        for index in range(7):
-            self.assets[f"tree{index}"] = meshes.make_tree(rng)
-        for index in range(3):
-            self.assets[f"bush{index}"] = meshes.make_bush(rng)
-        for index in range(2):
-            self.assets[f"hedge{index}"] = meshes.make_hedge(rng, 6.0)
-            self.assets[f"fence{index}"] = meshes.make_fence(rng, 6.0)
-            self.assets[f"wall{index}"] = meshes.make_wall(rng, 6.0)
-        self.assets["lamp"] = meshes.make_street_lamp(rng, 1.8)
-        self.assets["pole"] = meshes.make_pole(rng, 3.0)
-        self.assets["post"] = meshes.make_pole(rng, 8.5)
-        self.assets["head"] = meshes.make_signal_head(rng, "vehicle")
-        self.assets["bus_stop"] = meshes.make_bus_stop(rng)
-        for kind in meshes.SIGN_KINDS:
-            for variant in range(2):
-                self.assets[f"sign_{kind}{variant}"] = meshes.make_traffic_sign(rng, kind)
+        self.assets.update(_street_assets(self.town.style.fleet))
+        self.catalogue = _buildings(self.town.style.fleet, self.town.style.kind)
+        self.assets.update({key: asset for key, asset, _, _ in self.catalogue})
 
     def _fleet(self) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
         fleet: dict[str, tuple[str, ...]] = {}
@@ -169,10 +158,8 @@ class _Furnisher:
             return
         aside = float((base - arm.point) @ right)
         reach = float(np.clip(aside - LANE_WIDTH * 0.5, 2.0, 11.0))
-        key = f"mast{reach:.0f}"
-        if key not in self.assets:
-            self.assets[key] = meshes.make_signal_mast(self.rng, round(reach), 5.9)
         reach = round(reach)
+        key = f"mast{reach}"
         # The mast's arm is along its +y: to the left of traffic that it faces means yaw = heading of travel.
         self._put(key, base, signal.heading)
         left = -right
@@ -216,12 +203,23 @@ class _Furnisher:
                 self.taken.append((*point, 0.5))
             along += self.rng.uniform(14.0, 34.0)
 
+    def _odds_and_ends(self, street: Street, side: int) -> None:
+        """Bins, hydrants and bollards at the kerb, benches and bus stops at the back of the sidewalk."""
+        for along in np.arange(street.start + 8.0, street.end - 8.0, 7.0):
+            if self.rng.random() < 0.3:
+                name = str(self.rng.choice(["bin", "hydrant", "bollard", "bench", "bus_stop"], p=[0.3, 0.3, 0.2, 0.14, 0.06]))
+                deep = name in ("bench", "bus_stop")
+                point, toward = self._beside(street, side, along + self.rng.uniform(-2, 2), 2.6 if deep else 0.5)
+                if self._free(point, 1.6 if deep else 0.5):
+                    self._put(name, point, toward)
+                    self.taken.append((*point, 1.6 if deep else 0.4))
+
     def _trees(self, street: Street, side: int) -> None:
         density = {"city": 0.55, "downtown": 0.4, "residential": 0.7}[self.town.style.kind]
         for along in np.arange(street.start + 10.0, street.end - 8.0, 8.0):
             point, _ = self._beside(street, side, along + self.rng.uniform(-1.5, 1.5), 1.0)
             if self.rng.random() < density and self._free(point, 1.6):
-                self._put(f"tree{self.rng.integers(7)}", point, self.rng.uniform(0, 6.28))
+                self._put(f"tree{self.rng.integers(TREES)}", point, self.rng.uniform(0, 6.28))
                 self.taken.append((*point, 1.2))
 
     # -------------------------------------------------------- blocks
@@ -235,15 +233,11 @@ class _Furnisher:
                 along = self.rng.uniform(-4.0, 4.0)
                 total = polyline.length(street.axis)
                 while along < total:
-                    width = float(self.rng.uniform(9, 16) if kind == "residential" else self.rng.uniform(12, 26))
-                    depth = float(self.rng.uniform(8, 12) if kind == "residential" else self.rng.uniform(11, 18))
-                    height = float(np.exp(self.rng.uniform(*np.log(_BUILDING_HEIGHTS[kind]))))
+                    key, _, width, depth = self.catalogue[int(self.rng.integers(len(self.catalogue)))]
                     setback = float(self.rng.uniform(*_SETBACK[kind]))
                     point, toward = self._beside(street, side, along + width / 2, SIDEWALK_WIDTH + setback + depth / 2)
                     footprint = _rectangle(point, toward, depth + 0.3, width + 0.3)
                     if self._fits(footprint, footprints):
-                        key = f"building{len(footprints)}"
-                        self.assets[key] = meshes.make_building(self.rng, width, depth, height)
                         self._put(key, point, toward, surface.KERB_HEIGHT - 0.05)
                         footprints.append(footprint)
                         along += width + self.rng.uniform(*_GAP[kind])
@@ -271,7 +265,7 @@ class _Furnisher:
                     if self.rng.random() < 0.6:
                         behind, _ = self._beside(street, side, along + self.rng.uniform(0, 6), SIDEWALK_WIDTH + 2.5)
                         if tree is None or not len(tree.query(Point(behind).buffer(2.0), predicate="intersects")):
-                            what = f"tree{self.rng.integers(7)}" if self.rng.random() < 0.4 else f"bush{self.rng.integers(3)}"
+                            what = f"tree{self.rng.integers(TREES)}" if self.rng.random() < 0.4 else f"bush{self.rng.integers(3)}"
                             self._put(what, behind, self.rng.uniform(0, 6.28), surface.KERB_HEIGHT - 0.05)
 
     def _surroundings(self) -> None:
@@ -286,12 +280,48 @@ class _Furnisher:
             if self.paved_margin.contains(Point(point)):
                 continue
             if index % 3 == 0:
-                height = float(self.rng.uniform(8, 45 if self.town.style.kind != "residential" else 14))
-                key = f"far{index}"
-                self.assets[key] = meshes.make_building(self.rng, float(self.rng.uniform(16, 34)), 16.0, height)
+                key = self.catalogue[int(self.rng.integers(len(self.catalogue)))][0]
                 self._put(key, point, angle + math.pi, surface.KERB_HEIGHT - 0.05)
             else:
-                self._put(f"tree{self.rng.integers(7)}", point, angle, surface.KERB_HEIGHT - 0.05)
+                self._put(f"tree{self.rng.integers(TREES)}", point, angle, surface.KERB_HEIGHT - 0.05)
+
+
+@lru_cache(maxsize=8)
+def _street_assets(fleet: str) -> dict[str, Asset]:
+    """Vegetation and street furniture; towns of one fleet share them, so that a process makes each only once."""
+    rng = np.random.default_rng([town_seed(fleet), 20])
+    assets = {f"tree{index}": meshes.make_tree(rng) for index in range(TREES)}
+    assets |= {f"bush{index}": meshes.make_bush(rng) for index in range(3)}
+    for index in range(2):
+        assets[f"hedge{index}"] = meshes.make_hedge(rng, 6.0)
+        assets[f"fence{index}"] = meshes.make_fence(rng, 6.0)
+        assets[f"wall{index}"] = meshes.make_wall(rng, 6.0)
+    assets["lamp"] = meshes.make_street_lamp(rng, 1.8)
+    assets["pole"] = meshes.make_pole(rng, 3.0)
+    assets["head"] = meshes.make_signal_head(rng, "vehicle")
+    assets["walk_head"] = meshes.make_signal_head(rng, "pedestrian")
+    assets["bus_stop"] = meshes.make_bus_stop(rng)
+    for reach in range(2, 12):
+        assets[f"mast{reach}"] = meshes.make_signal_mast(rng, reach, 5.9)
+    for name in ("bench", "bin", "hydrant", "bollard"):
+        assets[name] = getattr(meshes, f"make_{name}")(rng)
+    for kind in meshes.SIGN_KINDS:
+        for variant in range(2):
+            assets[f"sign_{kind}{variant}"] = meshes.make_traffic_sign(rng, kind)
+    return assets
+
+
+@lru_cache(maxsize=16)
+def _buildings(fleet: str, kind: str) -> list[tuple[str, Asset, float, float]]:
+    """A catalogue of buildings (key, asset, width along the street, depth) for one kind of town."""
+    rng = np.random.default_rng([town_seed(fleet), 21, town_seed(kind)])
+    catalogue = []
+    for index in range(BUILDINGS):
+        width = float(rng.uniform(9, 16) if kind == "residential" else rng.uniform(12, 26))
+        depth = float(rng.uniform(8, 12) if kind == "residential" else rng.uniform(11, 18))
+        height = float(np.exp(rng.uniform(*np.log(_BUILDING_HEIGHTS[kind]))))
+        catalogue.append((f"building{index}", meshes.make_building(rng, width, depth, height), width, depth))
+    return catalogue
 
 
 @lru_cache(maxsize=256)

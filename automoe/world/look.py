@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from automoe.taxonomy import SEMANTIC
-from automoe.world.renderer import Frame, Light, Renderer
+from automoe.world.renderer import NIGHT_WALL, Frame, Light, Renderer
 from automoe.world.scene import Camera, Conditions, Scene
 
 
@@ -80,7 +80,10 @@ def shade(
     conditions = scene.conditions
     picture = frame.rgb * np.float32(1 / 255)
     if conditions.dark:
-        picture = cv2.multiply(picture, _night_light(frame, scene, camera), dst=picture)
+        light = _night_light(frame, scene, camera)
+        facade = np.nonzero(renderer.facade_geoms[frame.geom])
+        light[facade] = _facade_light(picture[facade], light[facade])
+        picture = cv2.multiply(picture, light, dst=picture)
     table = glow_table(renderer, scene)
     rows, columns = np.nonzero((table.any(axis=1))[frame.geom])
     glow = table[frame.geom[rows, columns]]
@@ -165,6 +168,12 @@ def _night_light(frame: Frame, scene: Scene, camera: Camera) -> np.ndarray:
     signs = np.nonzero(frame.semantic == SEMANTIC.index("traffic sign"))
     light[signs] = np.minimum(light[signs] * 2.2, 1.5)  # retroreflective
     return light
+
+
+def _facade_light(wall: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """Light [N, 3] on facade pixels, whose night texture has dimmed walls and bright windows that shine by themselves."""
+    window = np.clip((wall.max(axis=1, keepdims=True) - 0.43) / 0.12, 0, 1)
+    return light * (1 - window) / np.float32(NIGHT_WALL) + np.float32(0.95) * window
 
 
 def _headlights(points: np.ndarray, scene: Scene) -> np.ndarray:

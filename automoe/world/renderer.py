@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from automoe.world.parts import Asset, Material, Part
 from automoe.world.scene import Camera, Scene, StagedTown
 
 NEAR, FAR = 0.25, 1400.0
+NIGHT_WALL = 0.4
 _HIDDEN_GROUP = 5
 _EGL_ADVICE = (
     "the world cannot be rendered: no off-screen OpenGL ({reason}); on Debian or Ubuntu run "
@@ -82,6 +84,12 @@ class Renderer:
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = 0
         self._scene.flags[mujoco.mjtRndFlag.mjRND_HAZE] = 0
+        lit = [(i, m.name) for i, m in enumerate(self.geom_material) if m.name in builder.night_materials]
+        self._facades = np.array([geom for geom, _ in lit], int)
+        self._facade_materials = [
+            np.array([self.model.material(name).id for _, name in lit], int),
+            np.array([self.model.material(builder.night_materials[name]).id for _, name in lit], int),
+        ]
         self._option = mujoco.MjvOption()
         self._option.geomgroup[:] = [1, 0, 0, 0, 0, 0]
         self._free_camera = mujoco.MjvCamera()
@@ -122,6 +130,12 @@ class Renderer:
         return self._emissive
 
     @property
+    def facade_geoms(self) -> np.ndarray:
+        """bool [geoms + 1]: whether a geom's texture has windows that are lit at night."""
+        twins = [m.texture is not None and f"{m.texture}_lit" in TEXTURES for m in self.geom_material]
+        return np.array([*twins, False])
+
+    @property
     def signal_geoms(self) -> dict[int, str]:
         """Lens geom -> TrafficSignal id."""
         return self._geom_signal
@@ -133,6 +147,7 @@ class Renderer:
         mujoco = self._mujoco
         self.place(scene)
         self._light(light)
+        self._light_windows(scene.conditions.dark)
         T_world_cam = scene.T_world_cam(camera)
         self._cull(camera, T_world_cam)
         mujoco.mjv_updateScene(
@@ -206,6 +221,10 @@ class Renderer:
         direction = np.array(light.direction)
         self.data.light_xdir[0] = direction / np.linalg.norm(direction)
 
+    def _light_windows(self, dark: bool) -> None:
+        """Give facades their night material or their day material."""
+        self.model.geom_matid[self._facades] = self._facade_materials[int(dark)]
+
     def _cull(self, camera: Camera, T_world_cam: np.ndarray) -> None:
         """Hide geoms outside the view, and those too small to make a pixel."""
         local = (self.data.geom_xpos - T_world_cam[:3, 3]) @ T_world_cam[:3, :3]
@@ -250,6 +269,7 @@ class _ModelBuilder:
         self.signal: dict[str, str] = {}
         self.slots: dict[str, list[str]] = {}
         self.riders: dict[str, str] = {}
+        self.night_materials: dict[str, str] = {}
         self._textures: set[str] = set()
         self._materials: set[str] = set()
         self._meshes: dict[int, str] = {}
@@ -325,25 +345,45 @@ class _ModelBuilder:
 
     def _material(self, material: Material) -> str:
         if material.name not in self._materials:
-            self._materials.add(material.name)
-            entry = self.spec.add_material(
-                name=material.name, rgba=list(material.rgba), specular=material.specular, shininess=material.shininess
-            )
-            if material.texture is not None:
-                entry.textures[self.mujoco.mjtTextureRole.mjTEXROLE_RGB] = self._texture(material.texture)
+            self._add_material(material.name, material, material.texture)
+            if material.texture is not None and f"{material.texture}_lit" in TEXTURES:
+                self.night_materials[material.name] = f"{material.name}@night"
+                self._add_material(f"{material.name}@night", material, f"{material.texture}_lit")
         return material.name
+
+    def _add_material(self, name: str, material: Material, texture: str | None) -> None:
+        self._materials.add(name)
+        entry = self.spec.add_material(
+            name=name, rgba=list(material.rgba), specular=material.specular, shininess=material.shininess
+        )
+        if texture is not None:
+            entry.textures[self.mujoco.mjtTextureRole.mjTEXROLE_RGB] = self._texture(texture)
 
     def _texture(self, name: str) -> str:
         if name not in self._textures:
             self._textures.add(name)
-            seed = [self.stage.town.seed, 5, len(name), sum(name.encode())]
-            pixels = np.ascontiguousarray(TEXTURES[name](np.random.default_rng(seed)))
+            pixels = _texture_pixels(name, self.stage.town.seed % 2)
             texture = self.spec.add_texture(
                 name=name, type=self.mujoco.mjtTexture.mjTEXTURE_2D, width=pixels.shape[1], height=pixels.shape[0],
                 nchannel=3,
             )  # fmt: skip
             texture.data = pixels.tobytes()
         return name
+
+
+@cache
+def _texture_pixels(name: str, variant: int) -> np.ndarray:
+    """A procedural texture, uint8 [H, W, 3]; each is drawn once in a process.
+
+    A facade at night (`_lit`) keeps its walls, at NIGHT_WALL of their brightness, so that lamps can light them;
+    only its bright windows come from the night twin.
+    """
+    if name.endswith("_lit"):
+        lit = TEXTURES[name](np.random.default_rng([variant, *name[:-4].encode()]))
+        window = np.clip((lit.max(-1, keepdims=True).astype(np.float32) - 90) / 40, 0, 1)
+        walls = _texture_pixels(name[:-4], variant) * np.float32(NIGHT_WALL)
+        return np.ascontiguousarray((walls * (1 - window) + np.minimum(lit * 1.15, 255) * window).astype(np.uint8))
+    return np.ascontiguousarray(TEXTURES[name](np.random.default_rng([variant, *name.encode()])))
 
 
 def _flip_v(uv: np.ndarray) -> np.ndarray:
