@@ -5,13 +5,15 @@ edges each put in the sections that they need. Half a section is a list of point
 the middle of the roof; the right half mirrors it. The strip between points i and i + 1 is called strip i.
 """
 
+# ruff: noqa: RUF005 (vectors are added here, not lists joined)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
-from automoe.world.meshes.primitives import Builder, Soup, box, fan, grid_cells, join, quads, tube
+from automoe.world.meshes.primitives import Builder, Soup, Vector, box, fan, grid_cells, join, quads, tube
 from automoe.world.parts import Material
 
 GLASS = Material("glass", (1.0, 1.0, 1.0, 1.0), "car_glass", specular=0.7, shininess=0.7)
@@ -119,9 +121,12 @@ class Shell:
         strips = [min(i, k - 2 - i) for i in range(k - 1)] + [-1]
         closed = np.concatenate([rings, rings[:, :1]], axis=1)
         cells = grid_cells(closed).reshape(len(xs) - 1, k, 4, 3)
-        for span, (a, b) in enumerate(zip(xs, xs[1:])):
-            for i, strip in enumerate(strips):
-                self._add(self.material((a + b) / 2, strip), cells[span, i], k // 2 - 2 <= strip)
+        found = [
+            (self.material((a + b) / 2, strip), cells[span, i], k // 2 - 2 <= strip)
+            for span, (a, b) in enumerate(pairwise(xs))
+            for i, strip in enumerate(strips)
+        ]
+        self._add(found, end=False)
 
     def cap(self, x: float, columns: Sequence[float], material: Callable[[int, int], Material]) -> None:
         """Close the body at x (the nose if x > 0). material(strip, column): columns run from right to left.
@@ -131,30 +136,38 @@ class Shell:
         ring = self.ring(x)
         k = len(ring) // 2
         left = ring[: k + 1]
+        found = []
         for strip in range(k):
             low, high = left[strip], left[strip + 1]
             plain = len({material(strip, column).name for column in range(len(columns) - 1)}) == 1
             edges = (-1, 1) if plain else columns
-            for column, (a, b) in enumerate(zip(edges, edges[1:])):
+            for column, (a, b) in enumerate(pairwise(edges)):
                 cell = np.array([low * [1, a, 1], low * [1, b, 1], high * [1, b, 1], high * [1, a, 1]])
-                self._add(material(strip, column), cell if x > 0 else cell[[1, 0, 3, 2]], False, end=True)
+                found.append((material(strip, column), cell if x > 0 else cell[[1, 0, 3, 2]], False))
+        self._add(found, end=True)
 
-    def _add(self, material: Material, cell: np.ndarray, on_top: bool, end: bool = False) -> None:
-        x, y, z = cell[:, 0], cell[:, 1], cell[:, 2]
+    def _add(self, found: Sequence[tuple[Material, np.ndarray, bool]], end: bool) -> None:
+        """Add cells (material, corners [4, 3], whether on top) of the skin or of an end, material by material."""
+        for name in dict.fromkeys(material.name for material, _, _ in found):
+            chosen = [item for item in found if item[0].name == name]
+            cells = np.stack([cell for _, cell, _ in chosen])
+            on_top = np.array([[top] for _, _, top in chosen])
+            self.builder.add(chosen[0][0], quads(cells, self._uv(chosen[0][0], cells, on_top, end)))
+
+    def _uv(self, material: Material, cells: np.ndarray, on_top: np.ndarray, end: bool) -> np.ndarray:
+        """Texture coordinates [Q, 4, 2] of cells [Q, 4, 3]."""
+        x, y, z = cells[..., 0], cells[..., 1], cells[..., 2]
         if material.texture == "car_glass":
             low, high = self.glass
-            uv = np.stack([0.23 * x + 0.31 * y, np.clip((high - z) / (high - low), 0.03, 0.97)], axis=-1)
-        elif material.texture == "destination":
-            uv = np.stack([(y - y.min()) / np.ptp(y), 0.36 + 0.28 * (z.max() - z) / max(np.ptp(z), 1e-6)], axis=-1)
-        else:
-            rear, front = self.axles
-            u = np.full(4, 0.99) if end else 0.2 + 0.6 * (x - rear) / (front - rear)
-            v = 0.75 * np.ones(4) if on_top else np.clip(0.5 - 0.5 * z / self.height, 0.01, 0.48)
-            uv = np.stack([u, v], axis=-1)
-            if material.texture == "panels":
-                v = np.clip(1 - z / self.height, 0.02, 0.98)
-                uv = np.stack([0.3 + 0 * x if end else 0.25 * x, 0.1 + 0 * v if on_top else v], axis=-1)
-        self.builder.add(material, quads(cell, uv))
+            return np.stack([0.23 * x + 0.31 * y, np.clip((high - z) / (high - low), 0.03, 0.97)], axis=-1)
+        if material.texture == "destination":
+            return np.stack([(y - y.min()) / np.ptp(y), 0.36 + 0.28 * (z.max() - z) / max(np.ptp(z), 1e-6)], axis=-1)
+        if material.texture == "panels":
+            u, v = 0.25 * x, np.clip(1 - z / self.height, 0.02, 0.98)
+            return np.stack([np.full_like(u, 0.3) if end else u, np.where(on_top, 0.1, v)], axis=-1)
+        rear, front = self.axles
+        u, v = 0.2 + 0.6 * (x - rear) / (front - rear), np.clip(0.5 - 0.5 * z / self.height, 0.01, 0.48)
+        return np.stack([np.full_like(u, 0.99) if end else u, np.where(on_top, 0.75, v)], axis=-1)
 
 
 def arch_stations(axle_x: float, radius: float) -> list[float]:
@@ -171,7 +184,7 @@ def arch_height(x: float, axles: Sequence[float], radius: float, wheel_radius: f
     )
 
 
-def bar(start: Sequence[float], end: Sequence[float], radius: float, sides: int = 5) -> Soup:
+def bar(start: Vector, end: Vector, radius: float, sides: int = 5) -> Soup:
     """A round bar without ends."""
     along = np.subtract(end, start)
     across = (0.0, 1.0, 0.0) if abs(along[1]) < 0.9 * np.linalg.norm(along) else (0.0, 0.0, 1.0)

@@ -7,6 +7,7 @@ night twins (suffix "_lit", see `facades.py`) a renderer may swap in.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -28,7 +29,9 @@ AWNINGS = {
 }
 
 
-def _surface(texture: str, specular: float = 0.03) -> Material:
+def _surface(texture: str) -> Material:
+    """The material of a texture: glass shines, walls are dull."""
+    specular = 0.4 if "glass" in texture else 0.1 if texture.startswith("shop_") else 0.03
     return Material(texture, (1.0, 1.0, 1.0, 1.0), texture, specular=specular, shininess=0.3)
 
 
@@ -114,7 +117,7 @@ def _wall(start: np.ndarray, end: np.ndarray, low: float, high: float, u: tuple[
 def _storeys(builder: Builder, style: str, width: float, depth: float, low: float, high: float) -> None:
     """Four walls of whole windows; each wall starts at another column of the texture."""
     floors = max(1, round((high - low) / STOREY_HEIGHT))
-    material = _surface(f"facade_{style}", 0.4 if style.startswith("glass") else 0.03)
+    material = _surface(f"facade_{style}")
     for i, (start, end, length) in enumerate(_walls(width, depth)):
         bays = max(1, round(length / BAY_WIDTH))
         first = i / BAYS
@@ -125,8 +128,8 @@ def _ground_floor(rng: np.random.Generator, builder: Builder, kind: _Kind, style
                   high: float) -> None:  # fmt: skip
     """Doors or shop fronts along the front, plain windows around the other sides."""
     walls = _walls(width, depth)
-    home = _surface(f"ground_{style}", 0.05)
-    upper = _surface(f"facade_{style}", 0.03)
+    home = _surface(f"ground_{style}")
+    upper = _surface(f"facade_{style}")
     for i, (start, end, length) in enumerate(walls):
         if i == 0 and kind.ground == "shops":
             _shop_row(rng, builder, start, end, length, high)
@@ -154,9 +157,9 @@ def _shop_row(rng: np.random.Generator, builder: Builder, start: np.ndarray, end
     names = rng.permutation(list(SHOPS))
     edges = np.linspace(0.0, 1.0, count + 1)
     awnings = 3
-    for i, (a, b) in enumerate(zip(edges, edges[1:])):
+    for i, (a, b) in enumerate(pairwise(edges)):
         left, right = start + (end - start) * a, start + (end - start) * b
-        builder.add(_surface(str(names[i % len(names)]), 0.1), _wall(left, right, 0.0, high, (0.0, 1.0), 1.0))
+        builder.add(_surface(str(names[i % len(names)])), _wall(left, right, 0.0, high, (0.0, 1.0), 1.0))
         if rng.random() < 0.45 and awnings > 0:
             awnings -= 1
             _awning(rng, builder, float(left[0]), float(left[1]) + 0.3, float(right[1]) - 0.3, 0.74 * high)
@@ -172,7 +175,7 @@ def _awning(rng: np.random.Generator, builder: Builder, x: float, y0: float, y1:
     front = [[out, y0, hem], [out, y1, hem], [out, y1, drop], [out, y0, drop]]
     sides = [[[x, y, z], [x, y, hem], [out, y, hem], [out, y, drop]] for y in (y0, y1)]
     sides[1] = sides[1][::-1]
-    builder.add(material, quads(np.array([top, under, front, front[::-1], *sides])))
+    builder.add(material, quads(np.array([top, under, front, *sides])))
 
 
 def _flat_roof(builder: Builder, width: float, depth: float, height: float, parapet: bool = True) -> None:
@@ -199,7 +202,7 @@ def _pitched_roof(rng: np.random.Generator, builder: Builder, style: str, width:
     rise = 0.5 * span * float(rng.uniform(0.55, 0.9))
     hip = float(rng.choice([0.0, 0.45])) * span
     eave = 0.45
-    tiles = _surface(str(rng.choice(["roof_red", "roof_brown", "roof_slate"], p=[0.4, 0.3, 0.3])), 0.03)
+    tiles = _surface(str(rng.choice(["roof_red", "roof_brown", "roof_slate"], p=[0.4, 0.3, 0.3])))
     place = (lambda a, b, z: (b, a, z)) if along_y else (lambda a, b, z: (a, b, z))
     half, low = length / 2 + eave, height - rise * eave / (span / 2)
     ridge_half = max(half - hip - (eave if hip else 0), 0.3)
@@ -247,8 +250,8 @@ def _roof_plant(rng: np.random.Generator, builder: Builder, width: float, depth:
     x, y = spots[3]
     draw = rng.random()
     if draw < 0.3 and tank:
-        builder.add(TANK_WOOD, tube([(x, y, height + 1.6), (x, y, height + 4.2)], [1.15, 1.1], 8, caps=(True, False)))
-        builder.add(DARK_METAL, tube([(x, y, height + 4.2), (x, y, height + 5.0)], [1.2, 0.05], 8, caps=(False, False)))
+        builder.add(TANK_WOOD, tube([(x, y, height + 1.6), (x, y, height + 4.2)], [1.15, 1.1], 7, caps=(True, False)))
+        builder.add(DARK_METAL, tube([(x, y, height + 4.2), (x, y, height + 5.0)], [1.2, 0.05], 7, caps=(False, False)))
         for dx, dy in ((0.7, 0.7), (-0.7, 0.7), (-0.7, -0.7), (0.7, -0.7)):
             leg = [(x + dx, y + dy, height), (x + dx, y + dy, height + 1.6)]
             builder.add(DARK_METAL, tube(leg, [0.08, 0.08], 3, caps=(False, False)))

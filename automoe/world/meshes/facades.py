@@ -20,7 +20,8 @@ GROUND_BAYS = 2
 LIT_WALL = 0.16
 """How bright walls stay in a night twin, which the renderer shows with emission."""
 
-Colour = tuple[float, float, float]
+Colour = tuple[float, ...]
+"""Red, green, blue, 0..255."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def colourise(shade: np.ndarray, tint: tuple[float, float, float]) -> np.ndarray
     return shade[..., None] * np.asarray(tint)
 
 
-def brickwork(rng: np.random.Generator, size: int, across: int, courses: int, colour: tuple[float, float, float],
+def brickwork(rng: np.random.Generator, size: int, across: int, courses: int, colour: tuple[float, ...],
               mortar: float) -> np.ndarray:  # fmt: skip
     """A float picture [size, size, 3] of bricks with their own tones."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float64) / size

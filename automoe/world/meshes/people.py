@@ -4,6 +4,7 @@ A figure is drawn once (`Look`: height, build, skin, hair, clothes) and posed by
 generator gives the same person in every phase of a step.
 """
 
+# ruff: noqa: RUF005 (vectors are added here, not lists joined)
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -229,8 +230,8 @@ def _head(builder: Builder, look: Look, pose: Pose, helmet: Material | None) -> 
     h = look.height
     head = pose.head * h
     builder.add(look.skin, ellipsoid(head, np.array([0.056, 0.047, 0.070]) * h, 4, 7), crease=100)
-    builder.add(look.skin, tube([pose.chest * h, head - [0, 0, 0.04 * h]], [0.03 * h, 0.028 * h], 4, caps=(False, False)),
-                crease=80)  # fmt: skip
+    neck = tube([pose.chest * h, head - [0, 0, 0.04 * h]], [0.03 * h, 0.028 * h], 4, caps=(False, False))
+    builder.add(look.skin, neck, crease=80)
     if helmet is not None:
         shell = ellipsoid(head + [-0.004 * h, 0, 0.02 * h], np.array([0.076, 0.064, 0.066]) * h, 4, 7)
         builder.add(helmet, shell, crease=100)

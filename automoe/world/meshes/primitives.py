@@ -17,6 +17,8 @@ import numpy as np
 
 from automoe.world.parts import Asset, Material, Part
 
+Vector = Sequence[float] | np.ndarray
+
 CREASE_DEGREES = 42.0
 """Faces that meet at a larger angle keep separate vertices, and so a visible edge."""
 
@@ -27,7 +29,7 @@ class Soup(NamedTuple):
     corners: np.ndarray
     uv: np.ndarray
 
-    def moved(self, offset: Sequence[float]) -> Soup:
+    def moved(self, offset: Vector) -> Soup:
         """Shift by `offset` (x, y, z)."""
         return Soup(self.corners + np.asarray(offset, dtype=np.float64), self.uv)
 
@@ -88,7 +90,7 @@ def quads(corners: np.ndarray, uv: np.ndarray | None = None) -> Soup:
     return Soup(triangles[keep], texture[keep])
 
 
-def box(centre: Sequence[float], size: Sequence[float], taper: tuple[float, float] = (1.0, 1.0)) -> Soup:
+def box(centre: Vector, size: Vector, taper: tuple[float, float] = (1.0, 1.0)) -> Soup:
     """A box around `centre` with edges `size`; its top is scaled by `taper` in x and y."""
     x, y, z = np.asarray(size, dtype=np.float64) / 2
     bottom = np.array([[-x, -y, -z], [x, -y, -z], [x, y, -z], [-x, y, -z]])
@@ -134,8 +136,8 @@ def fan(ring: np.ndarray) -> Soup:
     return Soup(np.stack([middle, ring, np.roll(ring, -1, axis=0)], axis=1), uv)
 
 
-def tube(points: Sequence[Sequence[float]], radii: Sequence[float | tuple[float, float]], sides: int = 6,
-         across: Sequence[float] = (0.0, 1.0, 0.0), caps: tuple[bool, bool] = (True, True)) -> Soup:  # fmt: skip
+def tube(points: Sequence[Vector] | np.ndarray, radii: Sequence[float | tuple[float, float]], sides: int = 6,
+         across: Vector = (0.0, 1.0, 0.0), caps: tuple[bool, bool] = (True, True)) -> Soup:  # fmt: skip
     """A limb or pole along `points` [N, 3] with elliptical rings.
 
     radii: for each point one radius, or (radius along `across`, radius at right angles to it).
@@ -153,7 +155,7 @@ def tube(points: Sequence[Sequence[float]], radii: Sequence[float | tuple[float,
     return loft(rings, *caps)
 
 
-def cylinder(start: Sequence[float], end: Sequence[float], radius: float, sides: int = 8) -> Soup:
+def cylinder(start: Vector, end: Vector, radius: float, sides: int = 8) -> Soup:
     """A closed cylinder from `start` to `end`."""
     along = np.subtract(end, start)
     across = (0.0, 1.0, 0.0) if abs(along[1]) < 0.9 * np.linalg.norm(along) else (0.0, 0.0, 1.0)
@@ -168,7 +170,7 @@ def lathe(profile: Sequence[tuple[float, float]], sides: int = 8) -> Soup:
     return loft(rings, profile[0][0] > 0, profile[-1][0] > 0)
 
 
-def ellipsoid(centre: Sequence[float], radii: Sequence[float], rings: int = 5, sides: int = 8) -> Soup:
+def ellipsoid(centre: Vector, radii: Vector, rings: int = 5, sides: int = 8) -> Soup:
     """An ellipsoid with its poles along z."""
     # Few rings look round when the outer ones sit closer to the poles than even steps would put them.
     reach = np.pi / 2 * (1 - 1.6 / rings)
@@ -250,8 +252,8 @@ def assemble(name: str, parts: Sequence[Part], category: str | None = None, cent
     moved = tuple(Part((p.vertices - shift).astype(np.float32), p.faces, p.material, p.label, p.uv) for p in parts)
     low, high = bounds(moved)
     half = np.maximum(np.abs(low), np.abs(high))
-    size = (2 * half[0], 2 * half[1], high[2] - min(low[2], 0.0))
-    return Asset(name, moved, category, tuple(float(s) for s in size), None, attributes or {})
+    size = (float(2 * half[0]), float(2 * half[1]), float(high[2] - min(low[2], 0.0)))
+    return Asset(name, moved, category, size, None, attributes or {})
 
 
 def bounds(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Traffic signs and signal heads."""
 
+# ruff: noqa: RUF005 (vectors are added here, not lists joined)
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ SIGNAL_BLACK = Material("signal_black", (0.035, 0.035, 0.04, 1.0), specular=0.1)
 SIGNAL_YELLOW = Material("signal_yellow", (0.80, 0.56, 0.06, 1.0), specular=0.2)
 SIGNAL_GREEN = Material("signal_green", (0.06, 0.16, 0.11, 1.0), specular=0.2)
 SIGNAL_EDGE = Material("signal_edge", (0.86, 0.80, 0.30, 1.0), specular=0.1)
+BOARD_MARGIN = 0.12
+"""How far a signal's backboard reaches beyond its housing, metres."""
 LENS_RED = Material("lens_red", (0.24, 0.035, 0.03, 1.0), specular=0.4, shininess=0.6)
 LENS_YELLOW = Material("lens_yellow", (0.24, 0.17, 0.03, 1.0), specular=0.4, shininess=0.6)
 LENS_GREEN = Material("lens_green", (0.03, 0.19, 0.13, 1.0), specular=0.4, shininess=0.6)
@@ -97,7 +100,7 @@ SIGN_KINDS = tuple(SIGNS)
 
 
 def make_signal_head(rng: np.random.Generator, kind: str = "vehicle") -> Asset:
-    """A signal head (category "traffic light") whose lenses look along +x; the origin is under its housing.
+    """A signal head (category "traffic light") whose lenses look along +x; the origin is under its middle.
 
     Lenses are parts of their own with materials "lens_red", "lens_yellow" and "lens_green", dark until the renderer
     lights one. kind: "vehicle" (three lenses) or "pedestrian" (red above green). Raises KeyError for another kind.
@@ -109,17 +112,23 @@ def make_signal_head(rng: np.random.Generator, kind: str = "vehicle") -> Asset:
     housing = [SIGNAL_BLACK, SIGNAL_YELLOW, SIGNAL_GREEN][int(rng.choice(3, p=[0.5, 0.3, 0.2]))]
     builder = Builder("traffic light")
     height, width = pitch * len(lenses) + 0.04, 2 * radius + 0.11
-    builder.add(housing, box((-0.04, 0, height / 2), (0.20, width, height)))
-    builder.add(SIGNAL_BLACK, quads(np.array([[[0.065, -width / 2 + 0.02, 0.02], [0.065, width / 2 - 0.02, 0.02],
-                                               [0.065, width / 2 - 0.02, height - 0.02],
-                                               [0.065, -width / 2 + 0.02, height - 0.02]]])))  # fmt: skip
-    if kind == "vehicle" and rng.random() < 0.6:
-        _backplate(builder, width + 0.26, height + 0.22, height / 2)
+    backed = kind == "vehicle" and bool(rng.random() < 0.6)
+    base = BOARD_MARGIN if backed else 0.0
+    y, low, high = width / 2 - 0.02, base + 0.02, base + height - 0.02
+    builder.add(housing, box((-0.04, 0, base + height / 2), (0.20, width, height)))
+    builder.add(SIGNAL_BLACK, _upright(0.065, y, low, high))
+    if backed:
+        _backplate(builder, width + 2 * BOARD_MARGIN, height + 2 * BOARD_MARGIN)
     for i, lens in enumerate(lenses):
-        z = 0.02 + pitch * (i + 0.5)
+        z = low + pitch * (i + 0.5)
         builder.add(lens, _disc(radius, z, 0.075))
         builder.add(SIGNAL_BLACK, _visor(radius + 0.012, z))
     return assemble(f"signal_{kind}", builder.parts(), "traffic light", centred=False, attributes={"variant": kind})
+
+
+def _upright(x: float, half: float, low: float, high: float) -> Soup:
+    """A rectangle that looks along +x."""
+    return quads(np.array([[[x, -half, low], [x, half, low], [x, half, high], [x, -half, high]]]))
 
 
 def _disc(radius: float, z: float, x: float, sides: int = 10) -> Soup:
@@ -137,8 +146,7 @@ def _visor(radius: float, z: float, length: float = 0.17) -> Soup:
     return Soup(np.concatenate([sheet.corners, sheet.flipped().corners]), np.concatenate([sheet.uv] * 2))
 
 
-def _backplate(builder: Builder, width: float, height: float, z: float) -> None:
+def _backplate(builder: Builder, width: float, height: float) -> None:
     """A black board behind the head, with the bright edge that makes it show at night."""
-    builder.add(SIGNAL_EDGE, box((-0.075, 0, z), (0.012, width, height)))
-    x, y, h = -0.067, width / 2 - 0.035, height / 2 - 0.035
-    builder.add(SIGNAL_BLACK, quads(np.array([[[x, -y, z - h], [x, y, z - h], [x, y, z + h], [x, -y, z + h]]])))
+    builder.add(SIGNAL_EDGE, box((-0.075, 0, height / 2), (0.012, width, height)))
+    builder.add(SIGNAL_BLACK, _upright(-0.067, width / 2 - 0.035, 0.035, height - 0.035))

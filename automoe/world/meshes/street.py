@@ -130,7 +130,8 @@ def make_wall(rng: np.random.Generator, length: float) -> Asset:
     def project(corners: np.ndarray) -> np.ndarray:
         return np.stack([(corners[..., 0] + corners[..., 1]) / 1.9, -corners[..., 2] / 1.4], axis=-1)
 
-    builder.add(Material(texture, (1.0, 1.0, 1.0, 1.0), texture, specular=0.02), body.with_uv(project))
+    stone = Material(texture, (1.0, 1.0, 1.0, 1.0), texture, specular=0.03, shininess=0.3)
+    builder.add(stone, body.with_uv(project))
     coping = Material("coping", (0.56, 0.55, 0.53, 1.0), specular=0.05)
     builder.add(coping, box((0, 0, height + 0.04), (length, thick + 0.1, 0.08)))
     return assemble("wall", builder.parts(), attributes={"variant": texture})

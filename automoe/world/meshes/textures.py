@@ -82,7 +82,7 @@ def grass(rng: np.random.Generator, colour: tuple[float, float, float] = (96, 12
 def _streaks(rng: np.random.Generator, size: int) -> np.ndarray:
     """Zero-mean grain that is smeared a few pixels up and down, wrapping around."""
     noise = rng.normal(0, 1, (size, size))
-    return sum(np.roll(noise, shift, axis=0) for shift in range(4)) / 2
+    return np.sum([np.roll(noise, shift, axis=0) for shift in range(4)], axis=0) / 2
 
 
 def soil(rng: np.random.Generator, colour: tuple[float, float, float] = (122, 100, 74)) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Motorcycles and bicycles with their riders."""
 
+# ruff: noqa: RUF005 (vectors are added here, not lists joined)
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,12 +1,11 @@
 """Trees, bushes and hedges: lumpy crowns under a leafy texture, sparing with triangles."""
 
+# ruff: noqa: RUF005 (vectors are added here, not lists joined)
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
-from automoe.world.meshes.primitives import Builder, Soup, assemble, icosphere, join, loft, tube
+from automoe.world.meshes.primitives import Builder, Soup, Vector, assemble, icosphere, join, loft, tube
 from automoe.world.parts import Asset, Material
 
 
@@ -32,7 +31,7 @@ def make_tree(rng: np.random.Generator) -> Asset:
     return assemble(f"tree_{kind}", builder.parts(), attributes={"variant": kind})
 
 
-def _blob(rng: np.random.Generator, centre: Sequence[float], radii: Sequence[float], subdivisions: int = 1) -> Soup:
+def _blob(rng: np.random.Generator, centre: Vector, radii: Vector, subdivisions: int = 1) -> Soup:
     """A lumpy ball; the texture is wrapped around it about once every two metres."""
     vertices, faces = icosphere(subdivisions)
     lumps = 1 + 0.13 * rng.standard_normal(len(vertices))

@@ -223,8 +223,9 @@ def _cab(builder: Builder, nose: float, half: float, axles: tuple[float, float],
         front = float(np.interp(x, [nose - 0.25, nose], [0.0, 1.0]))
         w = (1 - 0.05 * front) * (half - 0.05)
         sill = arch_height(x, axles[1:], arch, 0.48, 0.42)
-        points = [(0.97 * w, sill), (w, max(0.52, sill + 0.02)), (w, max(0.86, sill + 0.05)), (w, 1.6), (0.96 * w, 2.35),
-                  (0.86 * w, CAB_HEIGHT - 0.06), (0.0, CAB_HEIGHT)]  # fmt: skip
+        skirt, side = max(0.52, sill + 0.02), max(0.86, sill + 0.05)
+        points = [(0.97 * w, sill), (w, skirt), (w, side), (w, 1.6), (0.96 * w, 2.35), (0.86 * w, CAB_HEIGHT - 0.06),
+                  (0.0, CAB_HEIGHT)]  # fmt: skip
         lean = [-0.02, 0.0, 0.0, -0.04, -0.26, -0.55, -0.62]
         return [(dx * front, y, z) for dx, (y, z) in zip(lean, points)]
 
@@ -318,7 +319,7 @@ def make_flatbed(rng: np.random.Generator) -> Asset:
     else:
         pipe = Material("pipes", (0.55, 0.52, 0.46, 1.0), specular=0.3)
         for y, z in ((-0.75, 1.3), (-0.25, 1.3), (0.25, 1.3), (0.75, 1.3), (0.0, 1.72)):
-            builder.add(pipe, tube([(tail + 0.15, y, z), (start - 0.15, y, z)], [0.24, 0.24], 6))
+            builder.add(pipe, tube([(tail + 0.15, y, z), (start - 0.15, y, z)], [0.24, 0.24], 5))
     return assemble("truck_flatbed", builder.parts(), "truck", attributes={"variant": "flatbed"})
 
 
