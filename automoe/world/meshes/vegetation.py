@@ -76,13 +76,14 @@ def _conifer(rng: np.random.Generator, builder: Builder) -> None:
     """Skirts of drooping branches, each with a ragged hem."""
     height = float(rng.uniform(6.0, 11.0))
     radius = height * float(rng.uniform(0.17, 0.22))
-    trunk = tube([(0, 0, -0.05), (0, 0, 0.3 * height)], [0.03 * height, 0.02 * height], 6, caps=(False, False))
+    trunk = tube([(0, 0, -0.05), (0, 0, 0.4 * height)], [0.03 * height, 0.02 * height], 6, caps=(False, False))
     builder.add(BARKS["bark_dark"], Soup(trunk.corners, trunk.uv * [2.0, 2.0]), crease=80)
     layers, sides = 5, 9
     skirts = []
     for layer in range(layers):
         share = layer / layers
-        low, high = 0.14 + 0.80 * share, min(0.14 + 0.80 * share + 0.34, 1.0)
+        low = 0.24 + 0.70 * share
+        high = min(low + 0.32, 1.0)
         reach = radius * (1 - share) ** 0.9 + 0.12
         angle = 2 * np.pi * (np.arange(sides) + rng.random()) / sides
         ragged = reach * rng.uniform(0.8, 1.15, sides)
