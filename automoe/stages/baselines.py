@@ -25,6 +25,7 @@ from automoe.errors import CheckpointError, DataError
 from automoe.experts.evaluation import evaluate_expert
 from automoe.experts.expert import ImageExpert
 from automoe.experts.registry import build_expert, expert_names
+from automoe.geometry import pairwise_iou
 from automoe.metrics.segmentation import SegmentationMetrics
 from automoe.taxonomy import DRIVABLE, DRIVABLE_OFFICIAL, IGNORE_INDEX
 
@@ -177,14 +178,15 @@ def typical_boxes(train: PreparedInfo, num_classes: int) -> tuple[np.ndarray, np
     Returns boxes float64 [K, 4] (xyxy as shares of the picture), scores [K] (the share of training pictures in which a
     box of that class overlaps it with an IoU of 0.5 or more) and labels int64 [K].
     """
-    all_boxes, all_labels, images = _training_boxes(train)
+    all_boxes, all_labels, images = read_boxes(train)
     parts = []
     for label in range(num_classes):
         own = all_boxes[all_labels == label]
         if len(own) == 0:
             continue
         centres = k_means(own, BOXES_PER_CLASS)
-        hits = np.minimum(1.0, (_iou(centres, own) >= 0.5).sum(axis=1) / max(1, images))
+        overlap = pairwise_iou(torch.from_numpy(centres), torch.from_numpy(own)).numpy()
+        hits = np.minimum(1.0, (overlap >= 0.5).sum(axis=1) / max(1, images))
         parts.append((centres, hits, np.full(len(centres), label)))
     if not parts:
         return np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)
@@ -192,14 +194,15 @@ def typical_boxes(train: PreparedInfo, num_classes: int) -> tuple[np.ndarray, np
     return boxes, scores, labels
 
 
-def _training_boxes(train: PreparedInfo) -> tuple[np.ndarray, np.ndarray, int]:
+def read_boxes(info: PreparedInfo) -> tuple[np.ndarray, np.ndarray, int]:
     """Every box of a prepared set that is no ignore region: xyxy as shares [N, 4], labels [N]; and the picture count.
 
     Only these columns are read: the pictures stay on the disk.
     """
     import datasets
 
-    table = datasets.load_from_disk(str(train.path)).select_columns(["boxes", "labels", "ignored", "height", "width"])
+    table: Any = datasets.load_from_disk(str(info.path))
+    table = table.select_columns(["boxes", "labels", "ignored", "height", "width"])
     boxes, labels = [np.zeros((0, 4))], [np.zeros(0, np.int64)]
     for batch in table.with_format("arrow").iter(batch_size=4096):
         columns = {name: batch[name].combine_chunks() for name in batch.column_names}
@@ -210,6 +213,12 @@ def _training_boxes(train: PreparedInfo) -> tuple[np.ndarray, np.ndarray, int]:
         boxes.append((flat / np.repeat(size, per_image, axis=0))[kept])
         labels.append(columns["labels"].flatten().to_numpy(zero_copy_only=False)[kept])
     return np.concatenate(boxes), np.concatenate(labels), len(table)
+
+
+def box_counts(info: PreparedInfo) -> list[int]:
+    """How many boxes of each class a prepared set has, ignore regions left out."""
+    _, labels, _ = read_boxes(info)
+    return np.bincount(labels, minlength=len(info.classes)).tolist()
 
 
 def k_means(points: np.ndarray, count: int, rounds: int = 30, most: int = 20_000) -> np.ndarray:
@@ -236,15 +245,6 @@ def k_means(points: np.ndarray, count: int, rounds: int = 30, most: int = 20_000
 
 def _squared_distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return ((points[:, None] - centres[None]) ** 2).sum(axis=2)
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of xyxy boxes [N, 4] and [M, 4]: [N, M]."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    overlap = (high - low).clip(min=0).prod(axis=2)
-    area_a, area_b = ((x[:, 2:] - x[:, :2]).prod(axis=1) for x in (a, b))
-    return overlap / np.maximum(area_a[:, None] + area_b[None] - overlap, 1e-12)
 
 
 # --- dense tasks: the same mask for every picture -----------------------------------------------------------
