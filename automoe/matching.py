@@ -28,16 +28,17 @@ BOX_NUMBERS = {"2d": 4, "3d": 7}
 LARGEST_NUMBER = 1e9  # a coordinate beyond it is no box, and its area would leave float32
 _LEAST_SIZE = 1e-10  # half a width that keeps 0/0 away from boxes without area, and is lost in any other
 
-# How many (prediction, target) pairs are worked on at once: on the CPU what stays in its cache (twice as fast as
-# all at once), on a GPU what bounds the memory.
+# How many (prediction, target) pairs are worked on at once: on the CPU about what stays in its cache, on a GPU what
+# bounds the memory.
 _PAIRS_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 25}
 
 _CERTAIN_LOGIT = 18.42  # the logit of the probability 1 - 1e-8
 
-# The auction's limits, measured: past three bids a row scipy is as fast, and costs are float32, so that a difference
-# below 1e-9 is no preference.
+# The auction's limits: after three bids a row it is a price war, which scipy ends sooner; and costs are float32, so
+# that a difference below 1e-9 is no preference. Bids are computed for so many rows at once as stay in the cache.
 _BIDS_A_ROW = 3
 _LEAST_RAISE = 1e-9
+_ROWS_AT_ONCE = 128
 
 _PREDICTION_FAULTS = (
     (4, "logits that are NaN or infinite"),
@@ -95,6 +96,7 @@ class HungarianMatcher(nn.Module):
             raise ConfigError(f'box is "{box}": give "2d" or "3d", or leave it out to tell by the boxes')
         self.cost_class, self.cost_bbox, self.cost_giou = cost_class, cost_bbox, cost_giou
         self.class_cost, self.box, self.alpha, self.gamma = class_cost, box, alpha, gamma
+        self._scratch: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def forward(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Tensor]]) -> Match | list[Match]:
@@ -157,7 +159,7 @@ class HungarianMatcher(nn.Module):
 
         # Costs and flags share one buffer, so that one copy (on a GPU: one wait) brings all of it to the host.
         pairs, flags = layers * len(labels_N) * queries, layers * batch
-        buffer = torch.empty(pairs + flags + len(labels_N), dtype=torch.float32, device=device)
+        buffer = self._memory("costs", pairs + flags + len(labels_N), device)
         buffer[pairs : pairs + flags] = _prediction_faults(logits, boxes).flatten()
         buffer[pairs + flags :] = _target_faults(labels_N, boxes_N, classes)
         # A label out of range is refused with the flags; until then it must not crash the gather.
@@ -180,21 +182,36 @@ class HungarianMatcher(nn.Module):
         go in groups, small enough for the cache, so that all passes but the first and last stay inside it.
         """
         layers, batch, queries, classes = logits.shape
-        # Queries last: they are many and always as many, so every inner loop is long and contiguous.
-        class_LKQ = self._class_costs(logits.transpose(2, 3).contiguous()).view(layers, batch * classes, queries)
         kind = _ImageBoxCosts if boxes.shape[-1] == 4 else _SpaceBoxCosts
         groups = _image_groups(sizes, layers * queries, _PAIRS_AT_ONCE.get(logits.device.type, 1 << 25))
         largest = layers * queries * max((end - start for _, _, start, end in groups), default=0)
-        box_costs = kind(boxes, boxes_N, self.cost_bbox, self.cost_giou, largest)
+        workspace = self._memory("workspace", 6 * largest, logits.device)
+        box_costs = kind(boxes, boxes_N, self.cost_bbox, self.cost_giou, workspace)
         problems = [(layer, image) for layer in range(layers) for image in range(batch) if not sizes[image]]
         for first, last, start, end in groups:
             # One image's queries broadcast over its targets; where several share a group each target gets its own.
             image = first if last - first == 1 else _image_of_target(sizes, first, last).to(logits.device)
+            # Queries last: they are many and always as many, so every inner loop is long and contiguous.
+            class_LGCQ = self._class_costs(logits[:, first:last].transpose(2, 3).contiguous())
             block = costs[layers * start * queries : layers * end * queries].view(layers, end - start, queries)
-            torch.index_select(class_LKQ, 1, labels_N[start:end] + image * classes, out=block)
+            class_N = labels_N[start:end] + (image - first) * classes
+            torch.index_select(class_LGCQ.flatten(1, 2), 1, class_N, out=block)
             box_costs.add_to(block, image, start, end)
             problems += [(layer, image) for layer in range(layers) for image in range(first, last) if sizes[image]]
         return problems
+
+    def _memory(self, name: str, count: int, device: torch.device) -> Tensor:
+        """`count` float32 numbers to overwrite, kept from call to call on the CPU.
+
+        Fresh memory of this size comes from the system page by page, at every step anew. On a GPU PyTorch keeps
+        it anyway.
+        """
+        if device.type != "cpu":
+            return torch.empty(count, dtype=torch.float32, device=device)
+        kept = self._scratch.get(name)
+        if kept is None or len(kept) < count:
+            kept = self._scratch[name] = torch.empty(count, dtype=torch.float32)
+        return kept[:count]
 
     def _class_costs(self, logits_LBCQ: Tensor) -> Tensor:
         """The class cost of each query for each class, already weighted: [L, B, C, Q]."""
@@ -222,8 +239,8 @@ class _ImageBoxCosts:
     The value is that of `geometry.pairwise_giou`, at a fraction of its passes over memory.
     """
 
-    def __init__(self, boxes: Tensor, targets: Tensor, cost_bbox: float, cost_giou: float, largest: int) -> None:
-        """Boxes [L, B, Q, 4], targets [N, 4] of all images; `largest` is the most costs of one group."""
+    def __init__(self, boxes: Tensor, targets: Tensor, cost_bbox: float, cost_giou: float, workspace: Tensor) -> None:
+        """Boxes [L, B, Q, 4], targets [N, 4] of all images; the workspace has six numbers for a group's cost."""
         halves, nothing = boxes.new_tensor([1, 1, 0.5, 0.5]), boxes.new_tensor([0, 0, _LEAST_SIZE, _LEAST_SIZE])
         self.box_4LBQ = (boxes * halves + nothing).permute(3, 0, 1, 2).contiguous()
         self.target_4N = (targets * halves).t().contiguous()[:, None, :, None]
@@ -231,7 +248,7 @@ class _ImageBoxCosts:
         self.target_area_N = 4 * self.target_4N[2] * self.target_4N[3]
         self.l1_weights = cost_bbox * boxes.new_tensor([1, 1, 2, 2])
         self.cost_giou = cost_giou
-        self.workspace = boxes.new_empty(6 * largest)
+        self.workspace = workspace
 
     def add_to(self, costs: Tensor, image: int | Tensor, start: int, end: int) -> None:
         """Add to contiguous `costs` [L, N, Q] of the targets from `start` to `end`, of one image or one for each."""
@@ -257,9 +274,9 @@ class _ImageBoxCosts:
 class _SpaceBoxCosts:
     """L1 and footprint IoU of 3D boxes."""
 
-    def __init__(self, boxes: Tensor, targets: Tensor, cost_bbox: float, cost_giou: float, largest: int) -> None:
-        """Boxes [L, B, Q, 7], targets [N, 7] of all images; `largest` is of no use here."""
-        del largest
+    def __init__(self, boxes: Tensor, targets: Tensor, cost_bbox: float, cost_giou: float, workspace: Tensor) -> None:
+        """Boxes [L, B, Q, 7], targets [N, 7] of all images; the workspace is of no use here."""
+        del workspace
         self.box_7LBQ = boxes.permute(3, 0, 1, 2)
         self.targets, self.cost_bbox, self.cost_giou = targets, cost_bbox, cost_giou
 
@@ -319,7 +336,8 @@ def _prediction_faults(logits: Tensor, boxes: Tensor) -> Tensor:
     """[L, B]: the worst fault of each image's predictions in each layer, as numbered in _PREDICTION_FAULTS."""
     if logits.shape[2] == 0:
         return logits.new_zeros(logits.shape[:2])
-    finite = logits.flatten(2).abs().amax(-1) < float("inf")
+    lowest, highest = logits.flatten(2).aminmax(dim=-1)
+    finite = (lowest > -float("inf")) & (highest < float("inf"))  # NaN compares false
     return torch.where(finite, _box_faults(boxes).amax(-1), 4.0)
 
 
@@ -432,13 +450,20 @@ def _bids(
     costs: NDArray[np.float32], price_PQ: NDArray[np.float64], rows: NDArray[np.int64], problem: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
     """For each row the price it bids, the column it bids for, and how much it raises the price: three times [K]."""
-    asked = price_PQ[problem]
-    asked += costs[rows]
-    each = np.arange(len(rows))
-    column = asked.argmin(1)
-    best = asked[each, column]
-    asked[each, column] = np.inf
-    raises = asked.min(1) - best
+    best, second = np.empty(len(rows)), np.empty(len(rows))
+    column = np.empty(len(rows), dtype=np.int64)
+    # In blocks, so that what is asked stays in the cache.
+    asked_KQ = np.empty((min(len(rows), _ROWS_AT_ONCE), costs.shape[1]))
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        block = slice(start, start + _ROWS_AT_ONCE)
+        asked = asked_KQ[: len(rows[block])]
+        np.take(price_PQ, problem[block], axis=0, out=asked, mode="clip")
+        asked += costs[rows[block]]
+        each, cheapest = np.arange(len(asked)), asked.argmin(1)
+        column[block], best[block] = cheapest, asked[each, cheapest]
+        asked[each, cheapest] = np.inf
+        asked.min(1, out=second[block])
+    raises = second - best
     return price_PQ[problem, column] + raises, column, raises
 
 

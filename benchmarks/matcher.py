@@ -15,7 +15,8 @@ Beside the matcher stand three forms, each with the costs written as usual (`tor
 - detr: the published form, for each layer the costs of all predictions and all targets of the batch, then split;
 - target_loop: as image_loop, but the costs of one target after the other, the form without any pairwise broadcast.
 
-The rounds are interleaved, so that what else the machine does falls on all alike, and the medians are compared.
+The rounds are interleaved, so that what else the machine does falls on all alike, and the medians are compared:
+`total` is wall time, `cpu` the processor time of the same calls, which other processes disturb less.
 `assignment` is the time in the solver alone: scipy's in the other forms, and for the matcher all that turns costs
 on the host into indices. `scipy_on_own_costs` solves the matcher's own cost blocks, which already have the layout
 that scipy likes best, with nothing but scipy.
@@ -195,22 +196,27 @@ def time_state(state: str, seed: int, device: str, rounds: int, slow_rounds: int
     forms: dict[str, Callable[[Outputs, Targets, Solver], Matches]] = {"matcher": ours, "image_loop": image_loop}
     slow = {"detr": detr, "target_loop": target_loop}
     total: dict[str, list[float]] = {}
+    cpu: dict[str, list[float]] = {}
     assignment: dict[str, list[float]] = {}
     reference = ours(outputs, targets, Solver())  # also the warm-up
     for turn in range(rounds):
         for name, form in (forms | slow if turn < slow_rounds else forms).items():
             solve = Solver()
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             matches = form(outputs, targets, solve)
             if device != "cpu":
                 torch.cuda.synchronize()
             total.setdefault(name, []).append(time.perf_counter() - start)
+            cpu.setdefault(name, []).append(time.process_time() - cpu_start)
             assignment.setdefault(name, []).append(solve.seconds)
             if not agree(reference, matches):
                 raise SystemExit(f"{name} does not agree with the matcher in state {state}")
         assignment.setdefault("scipy_on_own_costs", []).append(ours.scipy_seconds())
-    total_ms = {name: round(1000 * statistics.median(times), 2) for name, times in total.items()}
-    assignment_ms = {name: round(1000 * statistics.median(times), 2) for name, times in assignment.items()}
+
+    def median_ms(times: dict[str, list[float]]) -> dict[str, float]:
+        return {name: round(1000 * statistics.median(values), 2) for name, values in times.items()}
+
+    total_ms, cpu_ms, assignment_ms = median_ms(total), median_ms(cpu), median_ms(assignment)
 
     def times_ours(values: dict[str, float]) -> dict[str, float]:
         return {name: round(value / values["matcher"], 2) for name, value in values.items() if name != "matcher"}
@@ -219,6 +225,8 @@ def time_state(state: str, seed: int, device: str, rounds: int, slow_rounds: int
         "boxes": sum(len(target["labels"]) for target in targets),
         "total_ms": total_ms,
         "total_times_the_matcher": times_ours(total_ms),
+        "cpu_ms": cpu_ms,
+        "cpu_times_the_matcher": times_ours(cpu_ms),
         "assignment_ms": assignment_ms,
         "assignment_times_the_matcher": times_ours(assignment_ms),
         "rounds": {name: len(times) for name, times in total.items()},
