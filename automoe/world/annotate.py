@@ -26,7 +26,7 @@ MIN_SIDE = 4.0
 """Boxes with a shorter side are dropped; pixels at 640 wide, scaled with the width."""
 MIN_VISIBLE = 20.0
 """Boxes with fewer visible pixels are dropped; at 640 wide, scaled with the area."""
-OCCLUDED_BELOW = 0.9
+OCCLUDED_BELOW = 0.94
 """Share of the silhouette inside the picture that must be visible, or the box is flagged as occluded."""
 DRIVABLE_AHEAD = 110.0
 _NEAR = 0.3
@@ -95,12 +95,18 @@ def boxes_2d(
         silhouette, beyond = _silhouette(asset, key, pose, camera, T_world_cam)
         touches = x1 <= 0 or y1 <= 0 or x2 >= camera.width or y2 >= camera.height
         # A pixel of slack round the outline: rasterisation alone must not make a distant box `occluded`.
-        slack = 0.25 * ((x2 - x1) + (y2 - y1))
+        slack = 0.15 * ((x2 - x1) + (y2 - y1))
         occluded = count + slack < OCCLUDED_BELOW * silhouette
         found.append(
             Box2D(
-                instance, category, (float(x1), float(y1), float(x2), float(y2)), bool(occluded),
-                bool(touches and beyond), count, float(silhouette), color,
+                instance,
+                category,
+                (float(x1), float(y1), float(x2), float(y2)),
+                bool(occluded),
+                bool(touches and beyond),
+                count,
+                float(silhouette),
+                color,
             )  # fmt: skip
         )
     return found
@@ -126,7 +132,11 @@ def _silhouette(asset: Asset, key: str, pose: tuple, camera: Camera, T_world_cam
     x, y, z, yaw = pose
     cos, sin = math.cos(yaw), math.sin(yaw)
     world = np.column_stack(
-        [outline[:, 0] * cos - outline[:, 1] * sin + x, outline[:, 0] * sin + outline[:, 1] * cos + y, outline[:, 2] + z]
+        [
+            outline[:, 0] * cos - outline[:, 1] * sin + x,
+            outline[:, 0] * sin + outline[:, 1] * cos + y,
+            outline[:, 2] + z,
+        ]
     )
     points = world_to_camera(T_world_cam, world)
     cut = bool((points[:, 2] < _NEAR).any())
@@ -252,9 +262,7 @@ def _beside(town: Town, lane: Lane, before: str | None) -> list[Lane]:
     return [other for other in candidates if other.turn == lane.turn and other.id != lane.id]
 
 
-def paint_ribbon(
-    mask: np.ndarray, line: np.ndarray, width: float, scene: Scene, camera: Camera, value: int
-) -> None:
+def paint_ribbon(mask: np.ndarray, line: np.ndarray, width: float, scene: Scene, camera: Camera, value: int) -> None:
     """Paint a strip of road along a line into a mask, clipped at the camera's near plane."""
     line = polyline.densify(line, 3.0)
     edges = np.stack([polyline.offset(line, width / 2), polyline.offset(line, -width / 2)], 1)

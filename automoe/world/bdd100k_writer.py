@@ -125,9 +125,7 @@ def export_bdd100k(
 # ---------------------------------------------------------------- one process
 
 
-def write_frames(
-    out: Path, plan: ExportPlan, frames: Sequence[tuple[str, int]], on_frame: Callable[[], None]
-) -> None:
+def write_frames(out: Path, plan: ExportPlan, frames: Sequence[tuple[str, int]], on_frame: Callable[[], None]) -> None:
     """Render and write frames one after another; those of one town should stand together."""
     from automoe.world.furnish import stage_town
     from automoe.world.renderer import Renderer
@@ -307,7 +305,9 @@ def _claim(out: Path, plan: ExportPlan) -> None:
                     "remove that one"
                 )
     elif (out / "images").exists():
-        raise WorldError(f"{out} holds pictures but no world.json, so it is no export of this world; choose another one")
+        raise WorldError(
+            f"{out} holds pictures but no world.json, so it is no export of this world; choose another one"
+        )
     _write(path, json.dumps({"settings": settings, "complete": False}, indent=1).encode())
 
 

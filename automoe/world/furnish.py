@@ -132,7 +132,8 @@ class _Furnisher:
             arm = next(a for a in node.arms if a.street == signal.street)
             street = town.streets[signal.street]
             self._far_mast(signal, arm, street)
-            self._near_post(signal, arm, street)
+            if self.rng.random() < 0.45:
+                self._near_post(signal, arm, street)
         for line in town.stop_lines:
             node = next(n for n in town.nodes if n.id == line.node)
             if node.control == "stop":
@@ -201,13 +202,15 @@ class _Furnisher:
                 kind = str(self.rng.choice(meshes.SIGN_KINDS, p=weights / weights.sum()))
                 self._put(f"sign_{kind}{self.rng.integers(2)}", point, travel + math.pi + self.rng.normal(0, 0.06))
                 self.taken.append((*point, 0.5))
-            along += self.rng.uniform(14.0, 34.0)
+            along += self.rng.uniform(11.0, 28.0)
 
     def _odds_and_ends(self, street: Street, side: int) -> None:
         """Bins, hydrants and bollards at the kerb, benches and bus stops at the back of the sidewalk."""
         for along in np.arange(street.start + 8.0, street.end - 8.0, 7.0):
             if self.rng.random() < 0.3:
-                name = str(self.rng.choice(["bin", "hydrant", "bollard", "bench", "bus_stop"], p=[0.3, 0.3, 0.2, 0.14, 0.06]))
+                name = str(
+                    self.rng.choice(["bin", "hydrant", "bollard", "bench", "bus_stop"], p=[0.3, 0.3, 0.2, 0.14, 0.06])
+                )
                 deep = name in ("bench", "bus_stop")
                 point, toward = self._beside(street, side, along + self.rng.uniform(-2, 2), 2.6 if deep else 0.5)
                 if self._free(point, 1.6 if deep else 0.5):
@@ -265,7 +268,11 @@ class _Furnisher:
                     if self.rng.random() < 0.6:
                         behind, _ = self._beside(street, side, along + self.rng.uniform(0, 6), SIDEWALK_WIDTH + 2.5)
                         if tree is None or not len(tree.query(Point(behind).buffer(2.0), predicate="intersects")):
-                            what = f"tree{self.rng.integers(TREES)}" if self.rng.random() < 0.4 else f"bush{self.rng.integers(3)}"
+                            what = (
+                                f"tree{self.rng.integers(TREES)}"
+                                if self.rng.random() < 0.4
+                                else f"bush{self.rng.integers(3)}"
+                            )
                             self._put(what, behind, self.rng.uniform(0, 6.28), surface.KERB_HEIGHT - 0.05)
 
     def _surroundings(self) -> None:

@@ -245,7 +245,9 @@ def _sky(rays: np.ndarray, conditions: Conditions, rng: np.random.Generator) -> 
         white = np.array((0.93, 0.94, 0.96) if conditions.weather != "rainy" else (0.55, 0.57, 0.6), np.float32)
         sky = sky + (white - sky) * thick * np.clip(up * 6.0, 0, 1) * 0.8
     sky = sky * _sky_level(conditions)
-    toward = np.array([np.cos(conditions.sun_azimuth), np.sin(conditions.sun_azimuth), np.sin(max(conditions.sun_elevation, 0))])
+    toward = np.array(
+        [np.cos(conditions.sun_azimuth), np.sin(conditions.sun_azimuth), np.sin(max(conditions.sun_elevation, 0))]
+    )
     facing = np.clip(small @ toward.astype(np.float32) / np.linalg.norm(toward).astype(np.float32), 0, 1)[..., None]
     if conditions.time_of_day == "dawn/dusk":
         sky = sky + np.array(_DUSK_GLOW, np.float32) * (facing**4 * np.exp(-up * 5.0) * 0.55)
@@ -260,8 +262,13 @@ def _bloom(picture: np.ndarray, glow: np.ndarray, strength: float) -> None:
     """Add halos round lamps, in place."""
     height, width = picture.shape[:2]
     small = cv2.resize(glow, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
-    halo = cv2.GaussianBlur(small, (0, 0), width / 640 * 1.3) * 0.9 + cv2.GaussianBlur(small, (0, 0), width / 640 * 6) * 1.1
-    cv2.add(picture, cv2.resize(halo * np.float32(strength), (width, height), interpolation=cv2.INTER_LINEAR), dst=picture)
+    halo = (
+        cv2.GaussianBlur(small, (0, 0), width / 640 * 1.3) * 0.9
+        + cv2.GaussianBlur(small, (0, 0), width / 640 * 6) * 1.1
+    )
+    cv2.add(
+        picture, cv2.resize(halo * np.float32(strength), (width, height), interpolation=cv2.INTER_LINEAR), dst=picture
+    )
 
 
 def _rain(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:

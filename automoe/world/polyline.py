@@ -23,9 +23,12 @@ def length(line: np.ndarray) -> float:
     return float(stations(line)[-1])
 
 
-def sample(line: np.ndarray, distance) -> tuple[np.ndarray, np.ndarray]:
-    """Points [..., 2] and headings [...] (radians) at distances along the line, clamped to its ends."""
-    along = stations(line)
+def sample(line: np.ndarray, distance, along: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Points [..., 2] and headings [...] (radians) at distances along the line, clamped to its ends.
+
+    along: the line's stations, if the caller has them already.
+    """
+    along = stations(line) if along is None else along
     distance = np.clip(np.asarray(distance, float), 0.0, along[-1])
     points = np.stack([np.interp(distance, along, line[:, k]) for k in (0, 1)], -1)
     segment = np.clip(np.searchsorted(along, distance, side="right") - 1, 0, len(line) - 2)

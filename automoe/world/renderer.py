@@ -30,7 +30,7 @@ _EGL_ADVICE = (
 def _import_mujoco():
     os.environ.setdefault("MUJOCO_GL", "egl")
     try:
-        import mujoco  # noqa: PLC0415 - the GL back end is chosen by the environment at import
+        import mujoco
     except Exception as problem:
         raise WorldError(_EGL_ADVICE.format(reason=str(problem).splitlines()[0] if str(problem) else "?")) from problem
     return mujoco
@@ -115,14 +115,15 @@ class Renderer:
         self.geom_static_instance = np.array([builder.instance[name] for name in names] + [0], np.int32)
         self.geom_body = self.model.geom_bodyid.copy()
         self._geom_signal = {i: builder.signal[name] for i, name in enumerate(names) if name in builder.signal}
-        self._slots = {
-            key: [int(self.model.body(body).id) for body in bodies] for key, bodies in builder.slots.items()
-        }
+        self._slots = {key: [int(self.model.body(body).id) for body in bodies] for key, bodies in builder.slots.items()}
         self._rider_slots = {
             int(self.model.body(mount).id): int(self.model.body(rider).id) for mount, rider in builder.riders.items()
         }
         self._shadow_geoms = np.array([i for i, m in enumerate(self.geom_material) if m.name == "contact_shadow"], int)
         self._emissive = np.array([m.name if m.emission > 0 or m.name in GLOWING else "" for m in self.geom_material])
+
+        # In pixels; what shines is seen from farther away than what doesn't.
+        self._least_radius = np.where(self._emissive != "", 0.35, 0.8)
 
     @property
     def glow_names(self) -> np.ndarray:
@@ -235,7 +236,7 @@ class Renderer:
         visible = depth > -radius
         visible &= (-local[:, 0] - left * depth) / norm_left < radius
         visible &= (local[:, 0] - right * depth) / norm_right < radius
-        visible &= radius * camera.fx > 0.35 * np.maximum(depth, 0.1)
+        visible &= radius * camera.fx > self._least_radius * np.maximum(depth, 0.1)
         self.model.geom_group[:] = np.where(visible, 0, _HIDDEN_GROUP)
 
     def _aim(self, camera: Camera, T_world_cam: np.ndarray) -> None:

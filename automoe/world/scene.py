@@ -100,7 +100,9 @@ class Actor:
         signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
         local = signs * half
         cos, sin = np.cos(self.yaw), np.sin(self.yaw)
-        turned = np.stack([local[:, 0] * cos - local[:, 1] * sin, local[:, 0] * sin + local[:, 1] * cos, local[:, 2]], 1)
+        turned = np.stack(
+            [local[:, 0] * cos - local[:, 1] * sin, local[:, 0] * sin + local[:, 1] * cos, local[:, 2]], 1
+        )
         return turned + self.centre
 
 

@@ -214,7 +214,9 @@ def _tiled(area: BaseGeometry, height: float, material: Material, label: str) ->
 
 def _flat(area: BaseGeometry, height: float, material: Material, label: str) -> Part | None:
     """A horizontal mesh over an area, seen from above; None when there is nothing of it."""
-    polygons = [piece for piece in shapely.get_parts(area).ravel() if piece.geom_type == "Polygon" and piece.area > 1e-3]
+    polygons = [
+        piece for piece in shapely.get_parts(area).ravel() if piece.geom_type == "Polygon" and piece.area > 1e-3
+    ]
     corners: list[np.ndarray] = []
     for polygon in polygons:
         for triangle in shapely.constrained_delaunay_triangles(polygon).geoms:
@@ -250,7 +252,12 @@ def _kerbs(road: BaseGeometry) -> list[Part]:
         a, b = np.stack(segments).transpose(1, 0, 2)
         low, high = np.full(len(a), -0.01), np.full(len(a), KERB_HEIGHT)
         # The road's rings run counter-clockwise, so the road is to the left of a-b and the face looks left.
-        corners = [np.column_stack([b, low]), np.column_stack([a, low]), np.column_stack([a, high]), np.column_stack([b, high])]
+        corners = [
+            np.column_stack([b, low]),
+            np.column_stack([a, low]),
+            np.column_stack([a, high]),
+            np.column_stack([b, high]),
+        ]
         vertices = np.stack(corners, 1).reshape(-1, 3).astype(np.float32)
         base = 4 * np.arange(len(a))[:, None]
         faces = np.concatenate([base + [0, 1, 2], base + [0, 2, 3]]).astype(np.int32)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import roadgen
@@ -69,9 +70,18 @@ class Lane:
     speed_limit: float = 13.4
     """Metres a second."""
 
+    @cached_property
+    def stations(self) -> np.ndarray:
+        """Distance along the lane of each point of `centre`."""
+        return polyline.stations(self.centre)
+
     @property
     def length(self) -> float:
-        return polyline.length(self.centre)
+        return float(self.stations[-1])
+
+    def at(self, distance) -> tuple[np.ndarray, np.ndarray]:
+        """Points [..., 2] and headings [...] at distances along the lane."""
+        return polyline.sample(self.centre, distance, self.stations)
 
     def polygon(self) -> np.ndarray:
         """The lane's area as a polygon [2N, 2]."""
@@ -224,16 +234,19 @@ def build_town(name: str, style: TownStyle | None = None) -> Town:
     style = style or draw_style(name)
     problems: list[str] = []
     for attempt in range(10):
-        town = _build(name, style, np.random.default_rng([town_seed(name), 2, attempt]))
-        problems = check_town(town)
+        rng = np.random.default_rng([town_seed(name), 2, attempt])
+        streets, node_points = _plan_streets(style, rng)
+        nodes = _make_nodes(streets, node_points, rng)
+        problems = _short_streets(streets)
         if not problems:
-            return town
+            town = _lay_out(name, style, streets, nodes)
+            problems = check_town(town)
+            if not problems:
+                return town
     raise WorldError(f"town {name!r} is not sound: {'; '.join(problems[:3])}; choose another name or style")
 
 
-def _build(name: str, style: TownStyle, rng: np.random.Generator) -> Town:
-    streets, node_points = _plan_streets(style, rng)
-    nodes = _make_nodes(streets, node_points, rng)
+def _lay_out(name: str, style: TownStyle, streets: dict[str, Street], nodes: tuple[Node, ...]) -> Town:
     lanes, opendrive = _lay_lanes(name, streets, nodes)
     stop_lines = _stop_lines(streets, nodes, lanes)
     signals = _signals(stop_lines, nodes)
@@ -518,9 +531,7 @@ def _street_lane(lane_id: str, street: Street, index: int, centre: np.ndarray) -
     def neighbour(other: int) -> str | None:
         return f"lane/{street.id}/{side * _per_side(street) + other}" if 0 <= other < street.lanes else None
 
-    return Lane(
-        lane_id, "driving", centre, LANE_WIDTH, street.id, left=neighbour(rank - 1), right=neighbour(rank + 1)
-    )
+    return Lane(lane_id, "driving", centre, LANE_WIDTH, street.id, left=neighbour(rank - 1), right=neighbour(rank + 1))
 
 
 # ---------------------------------------------------------------- control
@@ -608,10 +619,12 @@ def check_town(town: Town) -> list[str]:
             along, _ = polyline.project(lane.centre, line.points.mean(0))
             if not lane.length - STOP_LINE_SETBACK - 2.0 < along < lane.length:
                 problems.append(f"the stop line of lane {lane_id} is not at its travel end")
-    for street in town.streets.values():
-        if street.end - street.start < 25.0:
-            problems.append(f"street {street.id} is only {street.end - street.start:.0f} m long")
-    return problems
+    return problems + _short_streets(town.streets)
+
+
+def _short_streets(streets: dict[str, Street]) -> list[str]:
+    lengths = {street.id: street.end - street.start for street in streets.values()}
+    return [f"street {street} is only {length:.0f} m long" for street, length in lengths.items() if length < 25.0]
 
 
 def _tightest_radius(line: np.ndarray) -> float:

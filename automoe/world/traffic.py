@@ -26,14 +26,14 @@ REACH = 130.0
 class Density:
     """How full the streets are. Rates are per 100 m of lane or sidewalk."""
 
-    vehicles: float = 3.0
+    vehicles: float = 3.4
     parked: float = 0.55
     """Share of parking bays taken."""
     pedestrians: float = 2.6
     crossing: float = 0.9
     """People on each crosswalk while it is their turn."""
     mix: tuple[tuple[str, float], ...] = (
-        ("car", 0.66), ("truck", 0.1), ("bus", 0.06), ("motorcycle", 0.075), ("bicycle", 0.075), ("train", 0.03),
+        ("car", 0.77), ("truck", 0.06), ("bus", 0.035), ("motorcycle", 0.055), ("bicycle", 0.08),
     )  # fmt: skip
 
 
@@ -66,7 +66,9 @@ def sample_scene(
 def _draw_density(rng: np.random.Generator) -> Density:
     """Some streets are empty, some are full."""
     busy = float(rng.uniform(0.25, 1.5))
-    return Density(vehicles=3.0 * busy, parked=float(rng.uniform(0.15, 0.85)), pedestrians=2.6 * busy * rng.uniform(0.3, 1.5))
+    return Density(
+        vehicles=3.4 * busy, parked=float(rng.uniform(0.15, 0.85)), pedestrians=2.6 * busy * rng.uniform(0.3, 1.5)
+    )
 
 
 class _Sampler:
@@ -120,7 +122,7 @@ class _Sampler:
         if waiting:
             station = stop - EGO_FRONT - float(rng.choice([0.6, 0.6, 7.0, 13.0]))
             station = max(station, 1.0)
-        point, heading = polyline.sample(lane.centre, station)
+        point, heading = lane.at(station)
         aside = float(np.clip(rng.normal(0, 0.18), -0.5, 0.5))
         left = np.array([-math.sin(heading), math.cos(heading)])
         point = point + aside * left
@@ -210,7 +212,7 @@ class _Sampler:
         start = front - length
         if start < 0.5 or not self._lane_free(lane.id, start - 1.5, front + 1.5):
             return None
-        point, heading = polyline.sample(lane.centre, front - length / 2)
+        point, heading = lane.at(front - length / 2)
         small = category in ("bicycle", "motorcycle")
         aside = -LANE_WIDTH / 2 + 0.7 + self.rng.uniform(0, 0.4) if category == "bicycle" else self.rng.normal(0, 0.15)
         point = point + aside * np.array([-math.sin(heading), math.cos(heading)])
@@ -223,8 +225,7 @@ class _Sampler:
 
     def _category(self, lane: Lane) -> str:
         names, weights = zip(*self.density.mix, strict=True)
-        weights = np.array(weights) * [name != "train" for name in names]
-        return str(self.rng.choice(names, p=weights / weights.sum()))
+        return str(self.rng.choice(names, p=np.array(weights) / sum(weights)))
 
     def _fill(self, lane: Lane) -> None:
         """A queue where the light is red, moving traffic with random gaps otherwise."""
@@ -256,7 +257,7 @@ class _Sampler:
     def _trams(self, near: list[Lane]) -> None:
         for lane in near:
             if lane.junction is None and lane.kind == "driving" and lane.left is None:
-                if self.town.streets[lane.street].tram and self.rng.random() < 0.3:
+                if self.town.streets[lane.street].tram and self.rng.random() < 0.6:
                     limit = self._stop_station(lane) if self._held(lane) else lane.length
                     self._vehicle_on(lane, limit - float(self.rng.uniform(1, 12)), "train", 5.0, False)
 
@@ -273,12 +274,12 @@ class _Sampler:
         along = 12.0
         while along < lane.length - 12.0:
             if rng.random() < self.density.parked:
-                category = "car" if rng.random() < 0.93 else "truck"
+                category = "car" if rng.random() < 0.97 else "truck"
                 key = self._pick(category)
                 if key is None:
                     return
                 length, width, _ = self.stage.assets[key].size
-                point, heading = polyline.sample(lane.centre, along + length / 2)
+                point, heading = lane.at(along + length / 2)
                 point = point + rng.normal(0, 0.08) * np.array([-math.sin(heading), math.cos(heading)])
                 yaw = heading + np.radians(rng.normal(0, 1.2))
                 if along + length < lane.length - 8.0 and self._clear(point, length, width, yaw):
@@ -296,7 +297,7 @@ class _Sampler:
             key = self._pick("pedestrian")
             if key is None:
                 return
-            point, heading = polyline.sample(lane.centre, rng.uniform(0, lane.length))
+            point, heading = lane.at(rng.uniform(0, lane.length))
             aside = rng.uniform(-0.9, 1.0)
             point = point + aside * np.array([-math.sin(heading), math.cos(heading)])
             yaw = heading + (math.pi if rng.random() < 0.5 else 0.0) + rng.normal(0, 0.25)
@@ -307,7 +308,9 @@ class _Sampler:
 
     def _clear_of_furniture(self, point: np.ndarray) -> bool:
         near = ((self._furniture - point) ** 2).sum(1).min(initial=9.0) > 0.5
-        others = all((a.x - point[0]) ** 2 + (a.y - point[1]) ** 2 > 0.4 for a in self.actors if a.category == "pedestrian")
+        others = all(
+            (a.x - point[0]) ** 2 + (a.y - point[1]) ** 2 > 0.4 for a in self.actors if a.category == "pedestrian"
+        )
         return bool(near) and others
 
     @property
@@ -322,7 +325,9 @@ class _Sampler:
         for crosswalk in self.town.crosswalks:
             if np.hypot(*(crosswalk.path.mean(0) - here)) > 80.0:
                 continue
-            signal = next((s for s in self.town.signals if (s.node, s.street) == (crosswalk.node, crosswalk.street)), None)
+            signal = next(
+                (s for s in self.town.signals if (s.node, s.street) == (crosswalk.node, crosswalk.street)), None
+            )
             if signal is not None and signal.state(self.time) != "red":
                 continue
             for _ in range(int(self.rng.poisson(self.density.crossing))):
@@ -344,5 +349,3 @@ def _discs(point: np.ndarray, length: float, width: float, yaw: float) -> np.nda
     at = (np.arange(count) + 0.5) / count * length - length / 2
     radius = width / 2 + 0.1
     return np.column_stack([point[0] + at * math.cos(yaw), point[1] + at * math.sin(yaw), np.full(count, radius)])
-
-
