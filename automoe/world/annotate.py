@@ -62,7 +62,7 @@ def visible_extents(instance: np.ndarray) -> dict[int, tuple[int, int, int, int,
     x1, x2 = np.minimum.reduceat(columns, first), np.maximum.reduceat(columns, first) + 1
     y1, y2 = np.minimum.reduceat(rows, first), np.maximum.reduceat(rows, first) + 1
     table = np.column_stack([x1, y1, x2, y2, counts])
-    return {int(i): tuple(int(v) for v in row) for i, row in zip(ids[first], table, strict=True)}
+    return {i: (a, b, c, d, n) for i, (a, b, c, d, n) in zip(ids[first].tolist(), table.tolist(), strict=True)}
 
 
 def boxes_2d(
@@ -107,7 +107,7 @@ def boxes_2d(
                 count,
                 float(silhouette),
                 color,
-            )  # fmt: skip
+            )
         )
     return found
 

@@ -235,7 +235,8 @@ def _run_workers(
     def listen(process: subprocess.Popen, share: list[tuple[str, int]]) -> None:
         job = {"out": str(out), "plan": asdict(plan), "frames": share}
         out_text = []
-        assert process.stdin and process.stdout
+        assert process.stdin
+        assert process.stdout
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.close()
         for line in process.stdout:
@@ -301,8 +302,8 @@ def _claim(out: Path, plan: ExportPlan) -> None:
         for key, value in settings.items():
             if earlier.get(key) != value:
                 raise WorldError(
-                    f"{out} holds an export with {key} {earlier.get(key)!r}, not {value!r}; choose another directory or "
-                    "remove that one"
+                    f"{out} holds an export with {key} {earlier.get(key)!r}, not {value!r}; choose another "
+                    "directory or remove that one"
                 )
     elif (out / "images").exists():
         raise WorldError(

@@ -103,7 +103,7 @@ class _Furnisher:
 
     # -------------------------------------------------------- placing
 
-    def _put(self, asset: str, point, yaw: float, z: float = surface.KERB_HEIGHT, signal: str | None = None) -> None:
+    def _put(self, asset: str, point, yaw, z: float = surface.KERB_HEIGHT, signal: str | None = None) -> None:
         instance = 0
         if self.assets[asset].category is not None:
             self.instances += 1

@@ -113,4 +113,4 @@ def ray_directions(lidar: Lidar) -> tuple[np.ndarray, np.ndarray]:
 def _placed(vertices: np.ndarray, x: float, y: float, z: float, yaw: float) -> np.ndarray:
     cos, sin = np.cos(yaw), np.sin(yaw)
     turned = np.stack([vertices[:, 0] * cos - vertices[:, 1] * sin, vertices[:, 0] * sin + vertices[:, 1] * cos], 1)
-    return np.column_stack([turned + [x, y], vertices[:, 2] + z]).astype(np.float32)
+    return np.column_stack([turned[:, 0] + x, turned[:, 1] + y, vertices[:, 2] + z]).astype(np.float32)

@@ -63,7 +63,7 @@ def scene_light(conditions: Conditions) -> Light:
     """Sun and sky for the renderer. At night it only shapes surfaces; their brightness comes from `shade`."""
     cos, sin = np.cos(conditions.sun_elevation), np.sin(max(conditions.sun_elevation, 0.15))
     toward = np.array([cos * np.cos(conditions.sun_azimuth), cos * np.sin(conditions.sun_azimuth), sin])
-    direction = tuple(float(x) for x in -toward)
+    direction = (-float(toward[0]), -float(toward[1]), -float(toward[2]))
     if conditions.time_of_day == "night":
         return Light((0.25, 0.25, 0.25), (0.75, 0.75, 0.75), (0.3, 0.2, -0.9))
     if conditions.weather in ("overcast", "rainy", "foggy"):
@@ -85,7 +85,7 @@ def shade(
         light[facade] = _facade_light(picture[facade], light[facade])
         picture = cv2.multiply(picture, light, dst=picture)
     table = glow_table(renderer, scene)
-    rows, columns = np.nonzero((table.any(axis=1))[frame.geom])
+    rows, columns = np.nonzero(np.any(table, axis=1, keepdims=True)[frame.geom, 0])
     glow = table[frame.geom[rows, columns]]
     picture[rows, columns] += glow
     picture = _air(picture, frame, conditions, _rays(camera, scene.T_world_cam(camera), 4), rng)
@@ -117,8 +117,8 @@ def glow_table(renderer: Renderer, scene: Scene) -> np.ndarray:
     states = scene.signal_states()
     for geom in np.flatnonzero(names != ""):
         name, body = names[geom], int(renderer.geom_body[geom])
-        if geom in renderer.signal_geoms:
-            color = states[renderer.signal_geoms[geom]]
+        if int(geom) in renderer.signal_geoms:
+            color = states[renderer.signal_geoms[int(geom)]]
             if name == f"lens_{color}":
                 table[geom] = _LENS_COLORS[color]
         elif name == "headlight" and body in lit:
@@ -171,7 +171,7 @@ def _night_light(frame: Frame, scene: Scene, camera: Camera) -> np.ndarray:
 
 
 def _facade_light(wall: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Light [N, 3] on facade pixels, whose night texture has dimmed walls and bright windows that shine by themselves."""
+    """Light [N, 3] on facade pixels, whose night texture has dimmed walls and bright, shining windows."""
     window = np.clip((wall.max(axis=1, keepdims=True) - 0.43) / 0.12, 0, 1)
     return light * (1 - window) / np.float32(NIGHT_WALL) + np.float32(0.95) * window
 
@@ -197,9 +197,10 @@ def _air(
     """Haze by distance, and the sky where there is nothing."""
     haze = np.array(_HORIZON[conditions.weather], np.float32) * _sky_level(conditions)
     clearness = cv2.exp(np.minimum(frame.depth, 5000.0) * np.float32(-1 / _VISIBILITY[conditions.weather]))
-    picture = cv2.subtract(picture, tuple(float(c) for c in haze) + (0.0,))
+    border = (float(haze[0]), float(haze[1]), float(haze[2]), 0.0)
+    picture = cv2.subtract(picture, border)
     picture = cv2.multiply(picture, cv2.merge([clearness] * 3), dst=picture)
-    picture = cv2.add(picture, tuple(float(c) for c in haze) + (0.0,), dst=picture)
+    picture = cv2.add(picture, border, dst=picture)
     sky = cv2.resize(_sky(rays, conditions, rng), (picture.shape[1], picture.shape[0]), interpolation=cv2.INTER_LINEAR)
     return cv2.copyTo(sky, (frame.geom < 0).astype(np.uint8), picture)
 

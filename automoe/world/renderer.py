@@ -336,7 +336,8 @@ class _ModelBuilder:
             extra = {} if part.uv is None else {"usertexcoord": _flip_v(part.uv).ravel()}
             vertices = part.vertices.astype(np.float32)
             if len(vertices) == 3:  # MuJoCo wants four vertices or more
-                vertices = np.concatenate([vertices, vertices.mean(0, keepdims=True) + [[0, 0, -0.05]]])
+                below = vertices.mean(0, keepdims=True) - np.array([[0, 0, 0.05]], np.float32)
+                vertices = np.concatenate([vertices, below])
                 extra = {} if part.uv is None else {"usertexcoord": _flip_v(np.vstack([part.uv, part.uv[:1]])).ravel()}
             self.spec.add_mesh(
                 name=name, uservert=vertices.astype(np.float32).ravel(), userface=part.faces.ravel(),

@@ -65,7 +65,7 @@ class StagedTown:
 
 @dataclass(frozen=True)
 class Actor:
-    """A road user. `id` is its instance id, unique in the scene and over time; a two-wheeler's rider is an actor too."""
+    """A road user; a two-wheeler's rider is one too. `id` is its instance id, unique in the scene."""
 
     id: int
     category: str
@@ -166,7 +166,8 @@ class EgoState:
     """Metres along the first lane of the route."""
 
     @property
-    def T_world_ego(self) -> np.ndarray:
+    def T_world_ego(self) -> np.ndarray:  # noqa: N802 - the usual name of a transform
+        """Maps ego points to the world."""
         cos, sin = np.cos(self.yaw), np.sin(self.yaw)
         return np.array([[cos, -sin, 0, self.x], [sin, cos, 0, self.y], [0, 0, 1, 0], [0, 0, 0, 1.0]])
 
@@ -187,7 +188,7 @@ class Scene:
         """Signal id -> `green`, `yellow` or `red`."""
         return {signal.id: signal.state(self.time) for signal in self.stage.town.signals}
 
-    def T_world_cam(self, camera: Camera) -> np.ndarray:
+    def T_world_cam(self, camera: Camera) -> np.ndarray:  # noqa: N802
         """Maps points of a camera's frame to the world."""
         return self.ego.T_world_ego @ camera.T_ego_cam
 

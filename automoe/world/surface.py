@@ -6,6 +6,8 @@ round corners), cut into tiles so that a camera needs to draw only what is near,
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import shapely
 from shapely.geometry import LineString, Polygon, box
@@ -245,7 +247,7 @@ def _kerbs(road: BaseGeometry) -> list[Part]:
         polygon = shapely.geometry.polygon.orient(polygon)
         for ring in (polygon.exterior, *polygon.interiors):
             points = np.array(ring.segmentize(20.0).coords)[:, :2]
-            for a, b in zip(points[:-1], points[1:], strict=True):
+            for a, b in itertools.pairwise(points):
                 groups.setdefault((int(a[0] // TILE), int(a[1] // TILE)), []).append(np.stack([a, b]))
     parts = []
     for segments in groups.values():
@@ -260,6 +262,6 @@ def _kerbs(road: BaseGeometry) -> list[Part]:
         ]
         vertices = np.stack(corners, 1).reshape(-1, 3).astype(np.float32)
         base = 4 * np.arange(len(a))[:, None]
-        faces = np.concatenate([base + [0, 1, 2], base + [0, 2, 3]]).astype(np.int32)
+        faces = np.concatenate([base + np.array([0, 1, 2]), base + np.array([0, 2, 3])]).astype(np.int32)
         parts.append(Part(vertices, faces, KERB, "sidewalk"))
     return parts

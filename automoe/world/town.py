@@ -354,7 +354,7 @@ def _make_nodes(streets: dict[str, Street], points: dict, rng: np.random.Generat
     for street in streets.values():
         ends.setdefault(street.nodes[0], []).append((street.id, False))
         ends.setdefault(street.nodes[1], []).append((street.id, True))
-    for node, arms in ends.items():
+    for arms in ends.values():
         for street_id, at_end in arms:
             street = streets[street_id]
             others = max(streets[other].half_width for other, _ in arms if other != street_id)

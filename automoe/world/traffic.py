@@ -187,7 +187,7 @@ class _Sampler:
         keys = [key for key in self.stage.fleet.get(category, ()) if self.left[key] > 0]
         return str(self.rng.choice(keys)) if keys else None
 
-    def _add(self, category: str, key: str, point, z: float, yaw: float, **extra) -> Actor:
+    def _add(self, category: str, key: str, point, z: float, yaw, **extra) -> Actor:
         asset = self.stage.assets[key]
         actor = Actor(
             self.next_id, category, key, float(point[0]), float(point[1]), z, float(yaw), asset.size,
@@ -255,11 +255,16 @@ class _Sampler:
         return signal is not None and signal.state(self.time) != "green"
 
     def _trams(self, near: list[Lane]) -> None:
-        for lane in near:
-            if lane.junction is None and lane.kind == "driving" and lane.left is None:
-                if self.town.streets[lane.street].tram and self.rng.random() < 0.6:
-                    limit = self._stop_station(lane) if self._held(lane) else lane.length
-                    self._vehicle_on(lane, limit - float(self.rng.uniform(1, 12)), "train", 5.0, False)
+        """Trams on their rails, which lie in the lanes next to the axis."""
+        tracks = [
+            lane for lane in near
+            if lane.junction is None and lane.kind == "driving" and lane.left is None
+            and self.town.streets[lane.street].tram
+        ]  # fmt: skip
+        for lane in tracks:
+            if self.rng.random() < 0.6:
+                limit = self._stop_station(lane) if self._held(lane) else lane.length
+                self._vehicle_on(lane, limit - float(self.rng.uniform(1, 12)), "train", 5.0, False)
 
     def _two_wheelers_at_kerb(self, near: list[Lane]) -> None:
         """Cyclists keep to the edge of the road, more of them near the ego than chance would put there."""
@@ -345,7 +350,7 @@ class _Sampler:
 
 def _discs(point: np.ndarray, length: float, width: float, yaw: float) -> np.ndarray:
     """A footprint as discs [N, 3] of x, y, radius along its middle."""
-    count = max(1, int(math.ceil(length / max(width, 0.5))))
+    count = max(1, math.ceil(length / max(width, 0.5)))
     at = (np.arange(count) + 0.5) / count * length - length / 2
     radius = width / 2 + 0.1
     return np.column_stack([point[0] + at * math.cos(yaw), point[1] + at * math.sin(yaw), np.full(count, radius)])

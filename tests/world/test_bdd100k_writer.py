@@ -30,7 +30,8 @@ def files(root):
 
 
 def test_towns_of_the_two_splits_are_disjoint_and_share_no_vehicles():
-    assert len(TRAIN_TOWNS) >= 8 and len(VAL_TOWNS) >= 3
+    assert len(TRAIN_TOWNS) >= 8
+    assert len(VAL_TOWNS) >= 3
     assert not set(TRAIN_TOWNS) & set(VAL_TOWNS)
     fleets = [{town.draw_style(name).fleet for name in towns} for towns in (TRAIN_TOWNS, VAL_TOWNS)]
     assert not fleets[0] & fleets[1]
@@ -38,7 +39,8 @@ def test_towns_of_the_two_splits_are_disjoint_and_share_no_vehicles():
 
 def test_layout_and_vocabulary(tmp_path, quick_towns):
     world = export_bdd100k(tmp_path, 3, 2, seed=1, size=SIZE, workers=1)
-    assert world["complete"] and world["frames"] == {"train": 3, "val": 2}
+    assert world["complete"]
+    assert world["frames"] == {"train": 3, "val": 2}
     for split, count in (("train", 3), ("val", 2)):
         records = json.loads((tmp_path / f"labels/det_20/det_{split}.json").read_text())
         assert len(records) == count
@@ -53,7 +55,8 @@ def test_layout_and_vocabulary(tmp_path, quick_towns):
                 for kind in ("drivable", "sem_seg")
             )
             assert drivable.shape == semantic.shape == SIZE[::-1]
-            assert set(np.unique(drivable)) <= {0, 1, 2} and 0 in drivable
+            assert set(np.unique(drivable)) <= {0, 1, 2}
+            assert 0 in drivable
             assert set(np.unique(semantic)) <= {*range(len(SEMANTIC)), 255}
             assert (semantic[drivable < 2] == SEMANTIC.index("road")).all()
             attributes = record["attributes"]
@@ -63,21 +66,22 @@ def test_layout_and_vocabulary(tmp_path, quick_towns):
             for label in record["labels"]:
                 assert label["category"] in BDD_DETECTION
                 box = label["box2d"]
-                assert 0 <= box["x1"] < box["x2"] <= SIZE[0] and 0 <= box["y1"] < box["y2"] <= SIZE[1]
+                assert 0 <= box["x1"] < box["x2"] <= SIZE[0]
+                assert 0 <= box["y1"] < box["y2"] <= SIZE[1]
 
 
 def test_a_frame_does_not_depend_on_how_many_there_are_and_resuming_changes_nothing(tmp_path, quick_towns):
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def die(done, total):
         if done == 2:
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         export_bdd100k(tmp_path / "resumed", 3, 2, seed=5, size=SIZE, workers=1, progress=die)
     assert not (tmp_path / "resumed/labels/det_20/det_val.json").exists()
-    seen = []
+    seen: list[tuple[int, int]] = []
     export_bdd100k(
         tmp_path / "resumed",
         3,
@@ -85,9 +89,10 @@ def test_a_frame_does_not_depend_on_how_many_there_are_and_resuming_changes_noth
         seed=5,
         size=SIZE,
         workers=1,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda *step: seen.append(step),
     )
-    assert seen[0] == (2, 5) and seen[-1] == (5, 5)
+    assert seen[0] == (2, 5)
+    assert seen[-1] == (5, 5)
     export_bdd100k(tmp_path / "whole", 3, 2, seed=5, size=SIZE, workers=1)
     assert files(tmp_path / "resumed") == files(tmp_path / "whole")
     export_bdd100k(tmp_path / "fewer", 1, 2, seed=5, size=SIZE, workers=1)
@@ -103,7 +108,7 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path, quick_towns):
     with pytest.raises(WorldError, match="kept for validation"):
         export_bdd100k(tmp_path / "b", 1, 1, seed=1, size=SIZE, towns=["tests-12"])
     (tmp_path / "c/images").mkdir(parents=True)
-    with pytest.raises(WorldError, match="no world.json"):
+    with pytest.raises(WorldError, match=r"no world\.json"):
         export_bdd100k(tmp_path / "c", 1, 0, seed=1, size=SIZE)
 
 

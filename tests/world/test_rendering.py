@@ -58,7 +58,8 @@ def test_the_projected_3d_box_holds_the_car_and_little_more(small_stage, rendere
     x1, y1, x2, y2, _ = visible_extents(frame.instance)[car.id]
     pixels = project(CAMERA, world_to_camera(scene.T_world_cam(CAMERA), car.corners()))
     low, high = pixels.min(0), pixels.max(0)
-    assert (low <= np.array([x1, y1]) + 1).all() and (high >= np.array([x2, y2]) - 1).all()
+    assert (low <= np.array([x1, y1]) + 1).all()
+    assert (high >= np.array([x2, y2]) - 1).all()
     assert (x2 - x1) * (y2 - y1) > 0.6 * np.prod(high - low)
 
 
@@ -89,14 +90,17 @@ def test_a_car_behind_a_bus_is_occluded_and_one_at_the_border_truncated(small_st
     alone = car_at(small_stage, lane, 22.0)
     frame_of = lambda actors: renderer.render(scene_on(small_stage, lane, 2.0, actors), CAMERA, Light())  # noqa: E731
     (box,) = _boxes(small_stage, lane, frame_of([alone]), [alone])
-    assert not box.occluded and not box.truncated
+    assert not box.occluded
+    assert not box.truncated
     assert box.visible == pytest.approx(box.silhouette, rel=0.12)
     screen = car_at(small_stage, lane, 14.0, 1, aside=1.2)
     boxes = {b.instance: b for b in _boxes(small_stage, lane, frame_of([alone, screen]), [alone, screen])}
-    assert boxes[alone.id].occluded and not boxes[screen.id].occluded
+    assert boxes[alone.id].occluded
+    assert not boxes[screen.id].occluded
     beside = car_at(small_stage, lane, 6.5, 0, aside=-3.2)
     (box,) = _boxes(small_stage, lane, frame_of([beside]), [beside])
-    assert box.truncated and box.xyxy[2] == SIZE[0]
+    assert box.truncated
+    assert box.xyxy[2] == SIZE[0]
 
 
 def _boxes(stage, lane, frame, actors):
@@ -158,7 +162,8 @@ def test_every_condition_gives_a_picture_that_can_be_seen(small_stage, renderer,
     scene = sample_scene(small_stage, rng, conditions)
     frame = renderer.render(scene, CAMERA, scene_light(conditions))
     picture = shade(frame, scene, CAMERA, renderer, LOOKS["bdd"], rng)
-    assert picture.shape == (SIZE[1], SIZE[0], 3) and picture.dtype == np.uint8
+    assert picture.shape == (SIZE[1], SIZE[0], 3)
+    assert picture.dtype == np.uint8
     assert (20 if time_of_day == "night" else 45) < picture.mean() < 225
     assert picture.std() > 10
     if weather == "clear" and time_of_day == "night":
@@ -207,7 +212,8 @@ def test_lidar_points_lie_on_what_they_hit(small_stage):
     T = scene.ego.T_world_ego @ lidar.T_ego_lidar
     world = sweep.points @ T[:3, :3].T + T[:3, 3]
     road = sweep.semantic == SEMANTIC.index("road")
-    assert road.sum() > 500 and np.abs(world[road, 2]).max() < 0.05
+    assert road.sum() > 500
+    assert np.abs(world[road, 2]).max() < 0.05
     on_car = world[sweep.instance == car.id]
     assert len(on_car) > 20
     assert (np.abs(on_car[:, :2] - car.centre[:2]).max(1) < car.size[0]).all()

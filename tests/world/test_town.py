@@ -83,7 +83,7 @@ def test_lanes_lie_on_the_road_and_sidewalks_beside_it(small_town):
 
 
 def test_a_town_that_cannot_be_sound_says_so():
-    with pytest.raises(WorldError, match="tests-03.*long"):
+    with pytest.raises(WorldError, match=r"tests-03.*long"):
         build_town("tests-03", TownStyle(columns=2, rows=2, spacing=45.0, merged_blocks=0, avenues=1.0))
 
 
