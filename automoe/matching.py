@@ -38,7 +38,7 @@ _CERTAIN_LOGIT = 18.42  # the logit of the probability 1 - 1e-8
 # that a difference below 1e-9 is no preference. Bids are computed for so many rows at once as stay in the cache.
 _BIDS_A_ROW = 3
 _LEAST_RAISE = 1e-9
-_ROWS_AT_ONCE = 128
+_ROWS_AT_ONCE = 256
 
 _PREDICTION_FAULTS = (
     (4, "logits that are NaN or infinite"),
