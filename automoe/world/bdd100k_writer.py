@@ -128,8 +128,9 @@ def export_bdd100k(
 def write_frames(out: Path, plan: ExportPlan, frames: Sequence[tuple[str, int]], on_frame: Callable[[], None]) -> None:
     """Render and write frames one after another; those of one town should stand together."""
     from automoe.world.furnish import stage_town
-    from automoe.world.renderer import Renderer
+    from automoe.world.renderer import Renderer, check_rendering
 
+    check_rendering()
     current, renderer = None, None
     try:
         for split, index in frames:

@@ -36,6 +36,17 @@ def _import_mujoco():
     return mujoco
 
 
+def check_rendering() -> None:
+    """Raise WorldError, with the line to run, where no picture can be rendered. Cheap: call it before long work."""
+    mujoco = _import_mujoco()
+    try:
+        context = mujoco.GLContext(16, 16)
+        context.make_current()
+        context.free()
+    except Exception as problem:
+        raise WorldError(_EGL_ADVICE.format(reason=str(problem) or type(problem).__name__)) from problem
+
+
 @dataclass(frozen=True)
 class Light:
     """Sun and sky for the renderer: colours in 0..1, direction in which the sunlight travels (world)."""
