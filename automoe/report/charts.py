@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
@@ -20,6 +21,24 @@ COLORS = 10
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 40
 
 
+@dataclass(frozen=True)
+class _Plot:
+    """The area of a line chart and the way from values to its pixels."""
+
+    width: int
+    height: int
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return _LEFT + (value - low) / (high - low) * (self.width - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return _TOP + (high - value) / (high - low) * (self.height - _TOP - _BOTTOM)
+
+
 def line_chart(
     curves: Mapping[str, Curve],
     *,
@@ -30,9 +49,9 @@ def line_chart(
     size: tuple[int, int] = (520, 300),
     dots: bool = True,
 ) -> str:
-    """Named curves of (x, y) points over common axes, with a legend below. Empty curves are left out.
+    """Named curves of (x, y) points over common axes, with a legend below; empty text where there is no point.
 
-    x_range, y_range: (low, high); from the points if not given, the y axis then starts at 0 or below.
+    x_range, y_range: (low, high); from the points if not given, and the y axis then starts at 0 or below.
     """
     curves = {name: points for name, points in curves.items() if len(points)}
     if not curves:
@@ -41,49 +60,43 @@ def line_chart(
     ys = [y for points in curves.values() for _, y in points]
     x_low, x_high = x_range or (min(xs), max(xs))
     y_low, y_high = y_range or (min(0.0, min(ys)), max(ys))
-    x_high, y_high = (high if high > low else low + 1 for low, high in ((x_low, x_high), (y_low, y_high)))
+    # A single value still needs an axis.
+    ends = (x_low, max(x_high, x_low + 1e-9)), (y_low, y_high if y_high > y_low else y_low + 1)
     width, height = size
-    legend = _legend_rows(list(curves), width)
-    plot_width, plot_height = width - _LEFT - _RIGHT, height - _TOP - _BOTTOM
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        right = _LEFT + (x - x_low) / (x_high - x_low) * plot_width
-        return right, _TOP + (1 - (y - y_low) / (y_high - y_low)) * plot_height
-
-    parts = []
-    for y in ticks(y_low, y_high, 5):
-        _, at = place(x_low, y)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{_number(y)}</text>')
-    for x in ticks(x_low, x_high, 6):
-        at, _ = place(x, y_low)
-        parts.append(
-            f'<text class="tick" x="{at:.1f}" y="{height - _BOTTOM + 16}" text-anchor="middle">{_number(x)}</text>'
-        )
-    floor = height - _BOTTOM
-    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{floor}" y2="{floor}"/>')
-    middle = _LEFT + plot_width / 2
-    parts.append(f'<text class="title" x="{middle:.0f}" y="{height - 8}" text-anchor="middle">{escape(x_title)}</text>')
-    centre = _TOP + plot_height / 2
-    parts.append(
-        f'<text class="title" transform="translate(13 {centre:.0f}) rotate(-90)" text-anchor="middle">'
-        f"{escape(y_title)}</text>"
-    )
+    plot = _Plot(width, height, *ends)
+    parts = _axes(plot, x_title, y_title)
     for index, (name, points) in enumerate(curves.items()):
-        placed = [place(x, y) for x, y in points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        style = _line_style(index)
-        parts.append(f'<polyline class="line" {style} points="{path}"><title>{escape(name)}</title></polyline>')
-        if dots and len(points) <= 60:
-            for (px, py), (x, y) in zip(placed, points):
-                parts.append(
-                    f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6" fill="var(--c{index % COLORS})">'
-                    f"<title>{escape(name)}: {_number(y)} at {_number(x)}</title></circle>"
-                )
+        parts += _curve(plot, name, points, index, dots=dots and len(points) <= 60)
     if len(curves) > 1:
-        parts += _legend(legend, height)
-        height += 18 * len(legend) + 4
+        rows = _legend_rows(list(curves), width)
+        parts += _legend(rows, height)
+        height += 18 * len(rows) + 4
     return _svg(width, height, parts, f"{y_title} over {x_title}")
+
+
+def _axes(plot: _Plot, x_title: str, y_title: str) -> list[str]:
+    right, floor, parts = plot.width - _RIGHT, plot.height - _BOTTOM, []
+    for value in ticks(*plot.y_range, 5):
+        y = plot.y(value)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text("tick", _LEFT - 7, y + 4, _number(value), "end"))
+    parts += [_text("tick", plot.x(value), floor + 16, _number(value), "middle") for value in ticks(*plot.x_range, 6)]
+    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{floor}" y2="{floor}"/>')
+    parts.append(_text("title", (_LEFT + right) / 2, plot.height - 8, x_title, "middle"))
+    turned = f'transform="translate(13 {(_TOP + floor) / 2:.0f}) rotate(-90)"'
+    return [*parts, _text("title", 0, 0, y_title, "middle", turned)]
+
+
+def _curve(plot: _Plot, name: str, points: Curve, index: int, dots: bool) -> list[str]:
+    path = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in points)
+    parts = [f'<polyline class="line" {_line_style(index)} points="{path}"><title>{escape(name)}</title></polyline>']
+    for x, y in points if dots else ():
+        tip = escape(f"{name}: {_number(y)} at {_number(x)}")
+        parts.append(
+            f'<circle cx="{plot.x(x):.1f}" cy="{plot.y(y):.1f}" r="2.6" fill="var(--c{index % COLORS})">'
+            f"<title>{tip}</title></circle>"
+        )
+    return parts
 
 
 def bar_chart(rows: Sequence[tuple[str, float | None, str]], *, width: int = 520, high: float = 100.0) -> str:
@@ -96,14 +109,11 @@ def bar_chart(rows: Sequence[tuple[str, float | None, str]], *, width: int = 520
     parts = []
     for index, (name, value, text) in enumerate(rows):
         y = 4 + index * step
-        length = 0.0 if value is None else max(0.0, min(value / high, 1.0)) * room
-        parts.append(f'<text class="label" x="{left - 8}" y="{y + 13}" text-anchor="end">{escape(name)}</text>')
+        length = max(0.0, min((value or 0.0) / high, 1.0)) * room
+        parts.append(_text("label", left - 8, y + 13, name, "end"))
         parts.append(f'<rect class="track" x="{left}" y="{y + 2}" width="{room}" height="14" rx="3"/>')
-        parts.append(
-            f'<rect class="bar" x="{left}" y="{y + 2}" width="{length:.1f}" height="14" rx="3">'
-            f"<title>{escape(f'{name}: {text}')}</title></rect>"
-        )
-        parts.append(f'<text class="tick" x="{left + room + 8}" y="{y + 13}">{escape(text)}</text>')
+        parts.append(f'<rect class="bar" x="{left}" y="{y + 2}" width="{length:.1f}" height="14" rx="3"/>')
+        parts.append(_text("tick", left + room + 8, y + 13, text, "start"))
     return _svg(width, 8 + step * len(rows), parts, "bars")
 
 
@@ -117,45 +127,36 @@ def confusion_chart(counts: np.ndarray, classes: Sequence[str]) -> str:
     columns: list[int] = np.flatnonzero((counts.sum(axis=0) > 0) | (counts.sum(axis=1) > 0)).tolist()
     if not rows:
         return ""
-    share = counts[rows] / counts[rows].sum(axis=1, keepdims=True)
-    cell = 30 if len(columns) > 6 else 56
-    left, top = 104, 92 if len(columns) > 6 else 34
-    parts = [f'<text class="title" x="{left - 8}" y="{top - 8}" text-anchor="end">true \\ said</text>']
+    many = len(columns) > 6
+    width, height, left, top = (30, 30, 104, 92) if many else (92, 44, 104, 34)
+    parts = [_text("title", left - 8, top - 8, "true \\ said", "end")]
     for place, column in enumerate(columns):
-        x, name = left + (place + 0.5) * cell, escape(classes[column])
-        turned = f"rotate(-50 {x:.0f} {top - 8})" if len(columns) > 6 else ""
-        anchor = "start" if turned else "middle"
-        parts.append(
-            f'<text class="label" x="{x:.0f}" y="{top - 8}" text-anchor="{anchor}" transform="{turned}">{name}</text>'
-        )
+        x = left + (place + 0.5) * width
+        turned = f'transform="rotate(-50 {x:.0f} {top - 8})"' if many else ""
+        parts.append(_text("label", x, top - 8, classes[column], "start" if many else "middle", turned))
     for line, row in enumerate(rows):
-        y = top + line * cell
-        name = escape(classes[row])
-        parts.append(f'<text class="label" x="{left - 8}" y="{y + cell / 2 + 4}" text-anchor="end">{name}</text>')
+        y = top + line * height
+        parts.append(_text("label", left - 8, y + height / 2 + 4, classes[row], "end"))
         for place, column in enumerate(columns):
-            parts.append(_cell(left + place * cell, y, cell, float(share[line, column]), row == column, name,
-                               escape(classes[column])))  # fmt: skip
-    width = left + cell * len(columns) + (50 if len(columns) > 6 else 10)
-    return _svg(width, top + cell * len(rows) + 6, parts, "confusion matrix")
+            share = float(counts[row, column] / counts[row].sum())
+            tip = f"{classes[row]} called {classes[column]}: {100 * share:.1f} %"
+            parts.append(_cell((left + place * width, y, width - 2, height - 2), share, row == column, tip))
+    # The last turned name needs room to the right.
+    return _svg(left + width * len(columns) + (50 if many else 10), top + height * len(rows) + 6, parts, "confusion")
 
 
-def _cell(x: float, y: float, cell: int, share: float, right: bool, true: str, said: str) -> str:
-    color = "var(--good)" if right else "var(--bad)"
+def _cell(box: tuple[float, float, float, float], share: float, right: bool, tip: str) -> str:
+    """One field (x, y, width, height), the stronger in colour the larger its share."""
+    x, y, width, height = box
     # The square root lifts the small mistakes, which are what one looks for.
     strength = math.sqrt(share)
-    text = ""
-    if share >= 0.005:
-        ink = "#fff" if strength > 0.6 else "var(--ink)"
-        text = (
-            f'<text class="cell" x="{x + cell / 2:.0f}" y="{y + cell / 2 + 4:.0f}" text-anchor="middle" '
-            f'style="fill:{ink}">{100 * share:.0f}</text>'
-        )
-    side = cell - 2
+    place = f'x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="{height:.0f}" rx="2"'
+    color = "var(--good)" if right else "var(--bad)"
+    ink = 'style="fill:#fff"' if strength > 0.6 else ""
+    number = _text("cell", x + width / 2, y + height / 2 + 4, f"{100 * share:.0f}", "middle", ink)
     return (
-        f"<g><title>{true} called {said}: {100 * share:.1f} %</title>"
-        f'<rect class="track" x="{x}" y="{y}" width="{side}" height="{side}" rx="2"/>'
-        f'<rect x="{x}" y="{y}" width="{side}" height="{side}" rx="2" fill="{color}" opacity="{strength:.2f}"/>'
-        f"{text}</g>"
+        f'<g><title>{escape(tip)}</title><rect class="track" {place}/>'
+        f'<rect {place} fill="{color}" opacity="{strength:.2f}"/>{number if share >= 0.005 else ""}</g>'
     )
 
 
@@ -198,8 +199,12 @@ def _legend(rows: Sequence[Sequence[tuple[int, int, str]]], top: float) -> list[
         y = top + 12 + 18 * line
         for x, index, name in row:
             parts.append(f'<line class="line" {_line_style(index)} x1="{x}" x2="{x + 18}" y1="{y - 4}" y2="{y - 4}"/>')
-            parts.append(f'<text class="label" x="{x + 24}" y="{y}">{escape(name)}</text>')
+            parts.append(_text("label", x + 24, y, name, "start"))
     return parts
+
+
+def _text(kind: str, x: float, y: float, text: str, anchor: str, more: str = "") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{escape(text)}</text>'
 
 
 def _svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
