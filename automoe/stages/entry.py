@@ -36,7 +36,7 @@ def run_entry_point(function: Callable[..., Any], *, name: str, epilogue: str = 
 def call(app: cyclopts.App) -> None:
     """Run a cyclopts app on `sys.argv`; a user's mistake ends with its sentence on stderr and exit code 2."""
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         fail(f"{error} Try --help.")
     except AutoMoEError as error:
@@ -48,8 +48,9 @@ def call(app: cyclopts.App) -> None:
 
 
 def fail(sentence: str) -> None:
-    """Print a sentence as an error and exit with 2."""
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    """Print a sentence as an error and exit with 2. Under torchrun every process says which one it is."""
+    rank = f" (rank {os.environ['RANK']})" if "LOCAL_RANK" in os.environ and "RANK" in os.environ else ""
+    print(f"error{rank}: {sentence}", file=sys.stderr, flush=True)
     sys.exit(MISUSE)
 
 

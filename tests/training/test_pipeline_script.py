@@ -49,7 +49,7 @@ def run(tmp_path: Path, python: Path, **variables: str) -> tuple[subprocess.Comp
 def test_the_bare_line_trains_all_three_tasks_with_the_defaults(tmp_path: Path, recorder: Path) -> None:
     done, calls = run(tmp_path, recorder)
     assert done.returncode == 0, done.stderr
-    assert ["detection", "drivable", "segmentation"] == [call.split("--task ")[1].split()[0] for call in calls]
+    assert [call.split("--task ")[1].split()[0] for call in calls] == ["detection", "drivable", "segmentation"]
     for call in calls:
         assert "training/train_bdd100k_ddp.py" in call
         assert "torch.distributed.run" not in call
