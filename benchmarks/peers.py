@@ -36,9 +36,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import peers_models
 import torch
-from peers_models import Recipe, RtDetrConfig, RtDetrPeer, SegformerPeer, SegformerPeerConfig
 from torch import Tensor
 
 from automoe.config import from_dict, project_root
@@ -68,6 +66,11 @@ from automoe.stages.train_expert import (
     make_evaluate,
     prepare_splits,
 )
+
+try:
+    from peers_models import Recipe, RtDetrConfig, RtDetrPeer, SegformerPeer, SegformerPeerConfig, quieten
+except ConfigError as error:
+    fail(str(error))
 
 TASKS = ("detection", "drivable", "segmentation")
 ROWS = ("ours", "peer", "scratch")
@@ -154,10 +157,10 @@ def entrant(row: str, task: str, stage: StageConfig, peer: Mapping[str, Any] | N
     if task == "detection":
         shared = {key: model[key] for key in ("num_queries",) if key in model} | shared
         detector = from_dict(RtDetrConfig, shared, "--peer")
-        title = f"RT-DETRv2, d_model {detector.dim}, {detector.decoder_layers} decoder layers, {detector.backbone}"
+        title = f"RT-DETRv2 on {detector.backbone}, d_model {detector.dim}"
         return Entrant(row, title, lambda: RtDetrPeer(detector), _with(stage, replace(RT_DETR_RECIPE, **recipe)))
     head = from_dict(SegformerPeerConfig, shared, "--peer")
-    title = f"SegFormer head, width {head.dim}, {head.backbone}"
+    title = f"SegFormer on {head.backbone}, width {head.dim}"
     return Entrant(row, title, lambda: SegformerPeer(task, head), _with(stage, replace(SEGFORMER_RECIPE, **recipe)))
 
 
@@ -438,7 +441,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The whole benchmark; returns what is in the JSON. Raises AutoMoEErrors, and SystemExit after a signal."""
-    peers_models.quieten()
+    quieten()
     reused = {str(checkpoint.load(path).get("expert")): path for path in options.reuse}
     setting = {key: getattr(options, key) for key in ("profile", "minutes", "steps", "seed", "limit", "peer")}
     results = Results(options.out, setting)
