@@ -30,7 +30,6 @@ from automoe.engine.runlog import duration
 from automoe.errors import AutoMoEError, DataError
 from automoe.experts.inference import load_expert
 from automoe.report import cases, charts
-from automoe.report.pictures import legend
 from automoe.report.runs import TaskRun, facts, load_run
 from automoe.stages.baselines import ABOUT, Sets, baselines, box_counts, find_sets
 from automoe.taxonomy import BDD_DETECTION, DRIVABLE, DRIVABLE_COLORS, DRIVABLE_OFFICIAL, SEMANTIC, SEMANTIC_COLORS
@@ -54,7 +53,7 @@ HEADLINE = {
 COMPARED = ("untrained", "trivial")
 """The baselines that stand beside every number."""
 
-LOOKED_AT = 64
+LOOKED_AT = 48
 """Validation images, spread evenly, behind the curves, the confusion matrix and the pictures."""
 
 PR_CLASSES = 6
@@ -71,6 +70,7 @@ class Section:
     problem: str | None = None
     notes: list[str] = field(default_factory=list)
     headline: list[dict[str, Any]] = field(default_factory=list)
+    footnote: str = ""
     compared_names: list[str] = field(default_factory=list)
     data: list[tuple[str, str]] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Section:
     blind: dict[str, Any] | None = None
     pictures: list[dict[str, Any]] = field(default_factory=list)
     pictures_about: str = ""
-    legend: str | None = None
+    legend: list[tuple[str, str]] = field(default_factory=list)
 
 
 def write_report(
@@ -91,11 +91,15 @@ def write_report(
     samples: int = 6,
     device: str = "auto",
     prepared_dir: Path | None = None,
+    untrained_limit: int | None = 100,
 ) -> Path:
     """Write the report of the runs called `run_name` under `output_root` to the file `out`, and return it.
 
     What is missing (a task that wasn't trained, data that has gone) is said in its place, and the rest is shown.
-    samples: pictures a task: a third of them the best, a third middling, a third the worst of those looked at.
+    Args:
+        samples: pictures a task: a third of them the best, a third middling, a third the worst of those looked at.
+        untrained_limit: validation images for the untrained model, which the report states; None for all.
+
     Raises DataError where no task has a run of that name.
     """
     started = time.perf_counter()
@@ -114,7 +118,7 @@ def write_report(
         if isinstance(run, AutoMoEError):
             sections.append(Section(task, TITLES[task], problem=str(run)))
         else:
-            sections.append(_section(run, Path(data_root), prepared_dir, samples, chosen))
+            sections.append(_section(run, Path(data_root), prepared_dir, samples, chosen, untrained_limit))
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -132,7 +136,9 @@ def write_report(
     return Path(out)
 
 
-def _section(run: TaskRun, data_root: Path, prepared_dir: Path | None, samples: int, device: str) -> Section:
+def _section(
+    run: TaskRun, data_root: Path, prepared_dir: Path | None, samples: int, device: str, untrained_limit: int | None
+) -> Section:
     section = Section(run.task, TITLES[run.task], facts=facts(run))
     if run.limit:
         section.notes.append(f"The run was a quick look: --limit {run.limit} cut training and validation set alike.")
@@ -151,9 +157,18 @@ def _section(run: TaskRun, data_root: Path, prepared_dir: Path | None, samples: 
                 "The data has changed since this run was trained: baselines and pictures are of today's data."
             )
         try:
-            compared = baselines(
-                run.checkpoint, data_root, prepared_dir=prepared_dir, device=device, limit=run.limit, num_workers=0
+            made = baselines(
+                run.checkpoint,
+                data_root,
+                prepared_dir=prepared_dir,
+                device=device,
+                limit=run.limit,
+                untrained_limit=untrained_limit,
+                num_workers=0,
             )
+            compared = made.scores
+            if made.untrained_images < made.images:
+                section.footnote = f"Untrained: on {made.untrained_images} of the {made.images} images."
         except AutoMoEError as error:
             section.notes.append(f"No baselines: {error}")
     section.compared_names = [name for name in COMPARED if name in compared]
@@ -310,7 +325,7 @@ def _add_boxes(section: Section, seen: Sequence[cases.BoxCase], sample: str, sam
         f"{threshold:.2f}, the threshold with the best F1 on these images."
     )
     marks = (("right", cases.RIGHT_COLOR), ("false", cases.FALSE_COLOR), ("missed", cases.MISSED_COLOR))
-    section.legend = _inline_image(legend([n for n, _ in marks], [c for _, c in marks], 300, 14), "PNG")
+    section.legend = [(name, _css(color)) for name, color in marks]
     with_objects = [case for case in seen if (~case.row.ignored).sum() >= 3] or list(seen)
     for grade, case in cases.pick(with_objects, lambda c: c.score(threshold), samples):
         right, false, missed = case.errors(threshold)
@@ -331,7 +346,7 @@ def _add_masks(section: Section, seen: Sequence[cases.MaskCase], sample: str, sa
         section.charts.append(_chart("Confusion", svg, about))
     section.pictures_about = f"From {sample}, ordered by each image's own mean IoU."
     drawn = colors[: len(DRIVABLE_OFFICIAL)] if section.task == "drivable" else colors
-    section.legend = _inline_image(legend(names[: len(drawn)], drawn, 900, 14), "PNG")
+    section.legend = [(name, _css(color)) for name, color in zip(names, drawn)]
     for grade, case in cases.pick(seen, cases.MaskCase.score, samples):
         caption = f"mIoU {case.score():.0f} over its classes, {case.wrong():.1f} % of the pixels wrong"
         section.pictures.append(_pictures(grade, caption, case, cases.draw_mask_case(case, section.task)))
@@ -342,16 +357,19 @@ def _pictures(
 ) -> dict[str, Any]:
     row = case.row
     about = ", ".join(part for part in (row.timeofday, row.weather, row.scene) if part and part != "undefined")
-    images = [{"title": title, "uri": _inline_image(image, "JPEG"), "size": image.shape} for title, image in drawn]
+    images = [{"title": title, "uri": _inline_image(image), "size": image.shape} for title, image in drawn]
     return {"grade": grade, "caption": caption, "name": row.name, "about": about, "images": images}
 
 
-def _inline_image(image: np.ndarray, form: str) -> str:
+def _inline_image(image: np.ndarray) -> str:
     """A picture as a data URI, so that the page needs no other file."""
     data = io.BytesIO()
-    options = {"quality": 80, "optimize": True} if form == "JPEG" else {"optimize": True}
-    Image.fromarray(image).save(data, form, **options)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
+    Image.fromarray(image).save(data, "JPEG", quality=80, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _css(color: tuple[int, int, int]) -> str:
+    return "rgb({}, {}, {})".format(*color)
 
 
 # --- the page -----------------------------------------------------------------------------------------------

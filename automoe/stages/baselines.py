@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from automoe.taxonomy import DRIVABLE, DRIVABLE_OFFICIAL, IGNORE_INDEX
 Scores = dict[str, float | None]
 
 FILE = "baselines.json"
-VERSION = 1
+VERSION = 2
 
 BOXES_PER_CLASS = 10
 """How many typical boxes the trivial detector says of each class: 100 in all, the limit of the official metric."""
@@ -52,6 +52,16 @@ ABOUT = {
     "metric does not look at pixels that are background",
 }
 """One phrase for each baseline's name."""
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """scores: metrics in percent by baseline (`ABOUT` says what each is), on `images` validation images; the untrained
+    model's are of `untrained_images` of them, spread evenly."""
+
+    scores: dict[str, Scores]
+    images: int
+    untrained_images: int
 
 
 @dataclass(frozen=True)
@@ -89,11 +99,13 @@ def baselines(
     batch_size: int = 8,
     num_workers: int = 1,
     limit: int | None = None,
+    untrained_limit: int | None = None,
     say: Callable[[str], None] = print,
-) -> dict[str, Scores]:
-    """The metrics in percent of every baseline of an expert, by name (`ABOUT` says what each is).
+) -> Baselines:
+    """The metrics of every baseline of an expert.
 
     limit: score so many validation images only, spread evenly, as the run itself did under `--limit`.
+    untrained_limit: so many for the untrained model, whose forward passes take nearly all of the time.
     Reads and writes `baselines.json` beside the checkpoint. Raises CheckpointError (the pretrained backbone can't be
     had, say) and DataError.
     """
@@ -110,31 +122,36 @@ def baselines(
         "model_config": payload["model_config"],
         "size": payload["preprocess"]["size"],
     }
-    cached = _read(checkpoint.parent / FILE, key)
-    if cached is not None:
-        return cached
+    images = min(limit or sets.val.count, sets.val.count)
+    untrained_images = min(untrained_limit or images, images)
+    kept = _read(checkpoint.parent / FILE, key)
+    if kept is not None and kept.untrained_images >= untrained_images:
+        return kept
     kind, size = payload["expert"], tuple(payload["preprocess"]["size"])
-    val_set = PreparedDataset(sets.val.path, kind, EvalTransform(size), limit=limit)
-    say(f"Baselines of {kind}: the untrained model and the trivial predictors on {len(val_set)} images")
+    say(f"Baselines of {kind}: the untrained model on {untrained_images}, blind predictors on {images} images")
     with setup(device) as dist:
         model = untrained_model(payload).to(dist.device)
-        found = {"untrained": score_untrained(model, val_set, dist, batch_size, num_workers)}
+        some = PreparedDataset(sets.val.path, kind, EvalTransform(size), limit=untrained_images)
+        found = {"untrained": score_untrained(model, some, dist, batch_size, num_workers)}
+    val_set = PreparedDataset(sets.val.path, kind, EvalTransform(size), limit=images)
     if kind == "detection":
         found["trivial"] = score_typical_boxes(model, sets.train, val_set)
     else:
         found |= score_constant_masks(model, sets.train, val_set)
-    checkpoints.write_text(checkpoint.parent / FILE, json.dumps({"key": key, "baselines": found}, indent=1) + "\n")
-    return found
+    result = Baselines(found, images, untrained_images)
+    checkpoints.write_text(checkpoint.parent / FILE, json.dumps({"key": key, **asdict(result)}, indent=1) + "\n")
+    return result
 
 
-def _read(path: Path, key: dict[str, Any]) -> dict[str, Scores] | None:
+def _read(path: Path, key: dict[str, Any]) -> Baselines | None:
     """The baselines kept at `path` if they are of the same data and model."""
     try:
         kept = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    same = isinstance(kept, dict) and kept.get("key") == json.loads(json.dumps(key))
-    return kept["baselines"] if same else None
+    if not isinstance(kept, dict) or kept.pop("key", None) != json.loads(json.dumps(key)):
+        return None
+    return Baselines(**kept)
 
 
 # --- the untrained model ------------------------------------------------------------------------------------

@@ -54,20 +54,48 @@ def evaluate_checkpoint(
     Prints the table. Raises CheckpointError, DataError and ConfigError.
     """
     with setup(device) as dist:
-        expert = load_expert(checkpoint, dist.device)
-        info = dist.from_main(lambda: _prepare(data_root, expert.model.kind, split, prepared_dir))
-        dataset = PreparedDataset(info.path, expert.model.kind, expert.transform, limit=limit)
-        dist.say(f"Evaluating {checkpoint} ({expert.model.kind}) on {_how_many(dataset, info)} of {data_root}")
-        started = time.perf_counter()
-        writer = PredictionWriter(predictions_out, expert, dist) if predictions_out else None
-        metrics = _evaluate(expert, dataset, dist, batch_size, num_workers, writer)
-        dist.say(f"{table(metrics, expert.model.kind)}\n\nin {duration(time.perf_counter() - started)}")
-        if writer is not None:
-            written = writer.finish(len(dataset))
-            dist.say(f"Predictions: {written}")
-        if json_out is not None:
-            dist.from_main(lambda: write_metrics_json(json_out, metrics))
-            dist.say(f"Metrics: {json_out}")
+        return evaluate_in(
+            dist,
+            checkpoint,
+            data_root,
+            split=split,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            limit=limit,
+            prepared_dir=prepared_dir,
+            json_out=json_out,
+            predictions_out=predictions_out,
+        )
+
+
+def evaluate_in(
+    dist: Distributed,
+    checkpoint: Path,
+    data_root: Path,
+    *,
+    split: str = "val",
+    batch_size: int = 8,
+    num_workers: int = 1,
+    limit: int | None = None,
+    prepared_dir: Path | None = None,
+    json_out: Path | None = None,
+    predictions_out: Path | None = None,
+) -> dict[str, float | None]:
+    """`evaluate_checkpoint` for processes that have found each other already; several checkpoints in turn are fine."""
+    expert = load_expert(checkpoint, dist.device)
+    info = dist.from_main(lambda: _prepare(data_root, expert.model.kind, split, prepared_dir))
+    dataset = PreparedDataset(info.path, expert.model.kind, expert.transform, limit=limit)
+    dist.say(f"Evaluating {checkpoint} ({expert.model.kind}) on {_how_many(dataset, info)} of {data_root}")
+    started = time.perf_counter()
+    writer = PredictionWriter(predictions_out, expert, dist) if predictions_out else None
+    metrics = _evaluate(expert, dataset, dist, batch_size, num_workers, writer)
+    dist.say(f"{table(metrics, expert.model.kind)}\n\nin {duration(time.perf_counter() - started)}")
+    if writer is not None:
+        written = writer.finish(len(dataset))
+        dist.say(f"Predictions: {written}")
+    if json_out is not None:
+        dist.from_main(lambda: write_metrics_json(json_out, metrics))
+        dist.say(f"Metrics: {json_out}")
     return metrics
 
 

@@ -17,6 +17,7 @@ from automoe.engine import checkpoint
 from automoe.experts.registry import build_expert
 from automoe.stages.baselines import (
     ABOUT,
+    Baselines,
     baselines,
     find_sets,
     k_means,
@@ -29,7 +30,7 @@ from automoe.stages.baselines import (
 
 def test_drivable_baselines_and_what_they_show(trained: Trained) -> None:  # noqa: F811
     # Every frame of the tree has the same drivable areas, direct and alternative of one size.
-    found = baselines(trained.checkpoint("drivable"), trained.data, device="cpu", num_workers=0)
+    found = baselines(trained.checkpoint("drivable"), trained.data, device="cpu", num_workers=0).scores
     assert set(found) == set(ABOUT)
     assert found["trivial"]["mIoU_3class"] == pytest.approx(100)
     assert found["all direct"]["mIoU"] == pytest.approx(25)
@@ -44,18 +45,21 @@ def test_baselines_are_kept_until_the_data_changes(trained: Trained, tmp_path: P
     best = tmp_path / "best.pth"
     best.write_bytes(trained.checkpoint("segmentation").read_bytes())
 
-    def run(data: Path = trained.data, limit: int | None = None) -> dict:
-        return baselines(best, data, device="cpu", num_workers=0, limit=limit)
+    def run(**options: int) -> Baselines:
+        return baselines(best, trained.data, device="cpu", num_workers=0, **options)  # type: ignore[arg-type]
 
-    first = run()
+    first = run(untrained_limit=2)
+    assert (first.images, first.untrained_images) == (5, 2)
     kept = json.loads((tmp_path / "baselines.json").read_text())
-    assert kept["baselines"] == first
-    kept["baselines"]["trivial"]["mIoU"] = -1.0
+    assert kept["scores"] == first.scores
+    kept["scores"]["trivial"]["mIoU"] = -1.0
     (tmp_path / "baselines.json").write_text(json.dumps(kept))
-    assert run()["trivial"]["mIoU"] == -1.0
-    assert run(limit=2)["trivial"]["mIoU"] != -1.0
+    assert run(untrained_limit=2).scores["trivial"]["mIoU"] == -1.0
+    assert run().untrained_images == 5  # two were too few
+    assert run(untrained_limit=2).untrained_images == 5
+    assert run(limit=3).images == 3
     (tmp_path / "baselines.json").write_text("{")
-    assert run() == first
+    assert run(untrained_limit=2).scores == first.scores
 
 
 def test_sets_are_found_where_the_checkpoint_says(trained: Trained, tmp_path: Path) -> None:  # noqa: F811

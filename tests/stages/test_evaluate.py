@@ -49,11 +49,13 @@ def test_evaluation_gives_the_numbers_of_the_run_and_predictions_score_the_same(
 TWO_EVALUATIONS = """
 import sys
 from pathlib import Path
-from automoe.stages.evaluate import evaluate_checkpoint
+from automoe.engine.distributed import setup
+from automoe.stages.evaluate import evaluate_in
 data, out, *checkpoints = map(Path, sys.argv[1:])
-for number, best in enumerate(checkpoints):
-    evaluate_checkpoint(best, data, device="cpu", batch_size=2, num_workers=0,
-                        json_out=out / f"{number}.json", predictions_out=out / str(number))
+with setup("cpu") as dist:
+    for number, best in enumerate(checkpoints):
+        evaluate_in(dist, best, data, batch_size=2, num_workers=0,
+                    json_out=out / f"{number}.json", predictions_out=out / str(number))
 """
 
 
