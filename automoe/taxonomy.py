@@ -108,9 +108,7 @@ DETECTION_COLORS: tuple[tuple[int, int, int], ...] = (
 )
 """Picture colours (RGB) by detection class."""
 
-DETECTION_TO_SEMANTIC: dict[str, str] = {
-    name: ("person" if name == "pedestrian" else name) for name in BDD_DETECTION
-}
+DETECTION_TO_SEMANTIC: dict[str, str] = {name: ("person" if name == "pedestrian" else name) for name in BDD_DETECTION}
 """The semantic class of the pixels that a detection class covers."""
 
 BDD_WEATHER: tuple[str, ...] = ("clear", "overcast", "partly cloudy", "rainy", "snowy", "foggy", "undefined")

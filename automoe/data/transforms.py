@@ -61,11 +61,22 @@ class AugmentConfig:
 
 
 class Transform(Protocol):
-    """What a data set asks of a transform. `size` is (height, width) of the network input."""
+    """What a data set asks of a transform."""
 
-    size: tuple[int, int]
-    min_visible: float
-    min_pixels: float
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the network input."""
+        ...
+
+    @property
+    def min_visible(self) -> float:
+        """A box of which a smaller share of its area is left becomes ignored."""
+        ...
+
+    @property
+    def min_pixels(self) -> float:
+        """A box smaller than this (root of its area, network pixels) becomes ignored."""
+        ...
 
     def matrix(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         """Affine [2,3] float64, raw to network pixels, for a raw image of that size."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -56,7 +57,7 @@ class Backbone(nn.Module):
         self._picked = [strides.index(s) for s in out_strides]
         self.strides = tuple(out_strides)
         self.channels = tuple(net.feature_info.channels()[i] for i in self._picked)
-        data = timm.data.resolve_model_data_config(net)
+        data = resolve_model_data_config(net)
         self.mean, self.std = tuple(data["mean"]), tuple(data["std"])
         _freeze(net, frozen_stages)
 
@@ -136,6 +137,7 @@ def fold_batch_norm(net: nn.Module) -> None:
             if conv is None or conv.out_channels != module.num_features:
                 raise ConfigError(f"can't fold batch norm {path}: no convolution before it; use norm='batch'.")
             fused = fuse_conv_bn_eval(conv, module)
+            assert fused.bias is not None
             conv.weight, conv.bias = nn.Parameter(fused.weight.detach()), nn.Parameter(fused.bias.detach())
             parent, _, name = path.rpartition(".")
             # timm's BatchNormAct2d carries the activation that follows it.

@@ -1,6 +1,8 @@
 """The dense experts: drivable area and semantic segmentation are one design with two configs.
 
-Backbone, pyramid with group norm, all maps summed at stride 4 (Semantic FPN, Kirillov et al., 2019), logits there.
+Backbone, one projection a stride, everything brought to stride 4 and fused there under group norm, logits at once. Few
+layers stand between the features and the loss: a top-down pyramid with smoothing convolutions reached the same score
+after as many steps, at 1.4 times the time.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from automoe import taxonomy
 from automoe.config import from_dict
 from automoe.experts.backbone import Backbone
 from automoe.experts.expert import CountReducer, ImageExpert
-from automoe.experts.pyramid import FeaturePyramid, SeparableConv, grid_tokens, position_encoding
+from automoe.experts.pyramid import grid_tokens, group_norm
 from automoe.experts.registry import register_expert
 from automoe.losses import soft_dice_loss
 from automoe.metrics.segmentation import SegmentationMetrics
@@ -37,14 +39,11 @@ class DenseConfig:
     backbone: str = "tf_efficientnet_lite0"
     norm: str = "folded"
     frozen_stages: int = 1
-    dim: int = 96
-    head_depth: int = 1
+    dim: int = 128
     dropout: float = 0.0
-    position: bool = True
-    """Add where in the image a feature is: own lane and oncoming lane look alike."""
     dice_weight: float = 0.5
     balance: float = 0.0
-    """Power of the inverse class frequency in the cross entropy, by a running count; 0 for none."""
+    """Power of the inverse class frequency in the cross entropy, counted over the batch; 0 for none."""
 
 
 class DenseExpert(ImageExpert):
@@ -62,22 +61,21 @@ class DenseExpert(ImageExpert):
             config.backbone, pretrained=pretrained, norm=config.norm, frozen_stages=config.frozen_stages
         )
         self.set_normalisation(self.backbone.mean, self.backbone.std)
-        self.pyramid = FeaturePyramid(self.backbone.channels, config.dim)
-        self.place = nn.Conv2d(config.dim, config.dim, 1) if config.position else None
-        self.head = nn.Sequential(*(SeparableConv(config.dim, config.dim, 5) for _ in range(config.head_depth)))
+        self.projections = nn.ModuleList(nn.Conv2d(c, config.dim, 1) for c in self.backbone.channels)
+        self.fuse = nn.Sequential(
+            nn.Conv2d(config.dim * len(self.backbone.channels), config.dim, 1, bias=False),
+            group_norm(config.dim),
+            nn.ReLU(inplace=True),
+        )
         self.dropout = nn.Dropout2d(config.dropout)
         self.logits = nn.Conv2d(config.dim, len(self.classes), 1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """images: [B, 3, H, W], normalised."""
-        maps = self.pyramid(self.backbone(images))
-        # The pyramid already carries coarse features down to stride 4; summing its maps shortens their way to the loss.
-        merged = maps[0]
-        for feature_map in maps[1:]:
-            merged = merged + F.interpolate(feature_map, size=merged.shape[-2:], mode="bilinear", align_corners=False)
-        if self.place is not None:
-            merged = merged + self.place(_position_map(merged))
-        logits = self.logits(self.dropout(self.head(merged)))
+        maps = [project(f) for project, f in zip(self.projections, self.backbone(images))]
+        size = maps[0].shape[-2:]
+        grown = [F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps[1:]]
+        logits = self.logits(self.dropout(self.fuse(torch.cat([maps[0], *grown], dim=1))))
         tokens, positions = grid_tokens(maps[-1])
         return {"logits": logits, "tokens": tokens, "token_positions": positions.expand(len(images), -1, -1)}
 
@@ -100,15 +98,6 @@ class DenseExpert(ImageExpert):
 
     def summarise(self, metrics: SegmentationMetrics) -> dict[str, float | None]:
         return metrics.compute()
-
-
-def _position_map(feature_map: Tensor) -> Tensor:
-    """Sine encoding of every cell's place in the image: [1, D, H, W]."""
-    _, dim, height, width = feature_map.shape
-    _, positions = grid_tokens(feature_map[:1])
-    encoded = position_encoding(positions, dim // 4 * 4)
-    encoded = F.pad(encoded, (0, dim - encoded.shape[-1]))
-    return encoded.t().reshape(1, dim, height, width).to(feature_map.dtype)
 
 
 class DenseCriterion:
@@ -166,7 +155,7 @@ def resize_to_raw(logits: Tensor, transform: Tensor, orig_size: Tensor, size: tu
             ys = torch.linspace(top, bottom, 2 * raw_height + 1, device=one.device)[1::2] * 2 - 1
             grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)[None]
             grown = F.grid_sample(one, grid, align_corners=False, padding_mode="border")
-        masks.append(grown[0].argmax(dim=0).to(torch.uint8))
+        masks.append(grown[0].max(dim=0).indices.to(torch.uint8))  # argmax takes three times as long on a CPU
     return masks
 
 

@@ -6,6 +6,7 @@ The town's triangles are put into one Embree scene once; road users, few triangl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from embreex import rtcore_scene
@@ -41,12 +42,12 @@ class _Triangles:
             vertices.append(placed)
             faces.append(part.faces + offset)
             offset += len(placed)
-        self.scene = None
+        self.scene: Any = None
         counts = [len(part.faces) for part, _, _ in pieces]
         self.semantic = np.repeat([SEMANTIC.index(part.label) for part, _, _ in pieces], counts).astype(np.uint8)
         self.instance = np.repeat([instance for _, _, instance in pieces], counts).astype(np.int32)
         if pieces:
-            self.scene = rtcore_scene.EmbreeScene()
+            self.scene = rtcore_scene.EmbreeScene()  # pyright: ignore[reportAttributeAccessIssue]
             TriangleMesh(
                 self.scene, np.concatenate(vertices).astype(np.float32), np.concatenate(faces).astype(np.int32)
             )

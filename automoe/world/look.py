@@ -198,9 +198,9 @@ def _air(
     haze = np.array(_HORIZON[conditions.weather], np.float32) * _sky_level(conditions)
     clearness = cv2.exp(np.minimum(frame.depth, 5000.0) * np.float32(-1 / _VISIBILITY[conditions.weather]))
     border = (float(haze[0]), float(haze[1]), float(haze[2]), 0.0)
-    picture = cv2.subtract(picture, border)
+    picture = cv2.subtract(picture, border)  # pyright: ignore[reportCallIssue, reportArgumentType]
     picture = cv2.multiply(picture, cv2.merge([clearness] * 3), dst=picture)
-    picture = cv2.add(picture, border, dst=picture)
+    picture = cv2.add(picture, border, dst=picture)  # pyright: ignore[reportCallIssue, reportArgumentType]
     sky = cv2.resize(_sky(rays, conditions, rng), (picture.shape[1], picture.shape[0]), interpolation=cv2.INTER_LINEAR)
     return cv2.copyTo(sky, (frame.geom < 0).astype(np.uint8), picture)
 
@@ -312,7 +312,7 @@ def _camera_faults(picture: np.ndarray, conditions: Conditions, look: Look, rng:
     picture = cv2.multiply(picture, cv2.merge([vignette] * 3), dst=picture)
     level = rng.uniform(*look.noise) * (1.6 if conditions.dark else 1.0) * 255
     grain = _grain(height, width, int(rng.integers(_GRAIN)), int(rng.integers(_GRAIN))) * np.float32(level)
-    picture = cv2.max(cv2.add(picture, cv2.merge([grain] * 3), dst=picture), (0.0, 0.0, 0.0, 0.0))
+    picture = np.maximum(cv2.add(picture, cv2.merge([grain] * 3), dst=picture), 0.0, out=picture)
     return cv2.convertScaleAbs(picture)
 
 

@@ -4,6 +4,9 @@ A town is compiled once; road users are pre-allocated mocap bodies that a scene 
 is lit by sun and sky only: lamps, weather and the sky itself are added by look.py.
 """
 
+# MuJoCo is a compiled module without stubs: what it holds, the type checker cannot see.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,4 @@
-"""The detection expert: shapes, that background is trained, that denoising leaks nothing, that empty images are fine."""
+"""The detection expert: shapes, background is trained, denoising leaks nothing, empty images are fine."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_deformable_attention_looks_where_its_references_are() -> None:
 
 
 def test_unknown_settings_are_named() -> None:
-    with pytest.raises(ConfigError, match="num_query.*did you mean 'num_queries'"):
+    with pytest.raises(ConfigError, match=r"num_query.*did you mean 'num_queries'"):
         build_expert("detection", {"num_query": 5}, pretrained=False)
     with pytest.raises(ConfigError, match="detecton"):
         build_expert("detecton", {}, pretrained=False)
