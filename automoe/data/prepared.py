@@ -353,11 +353,13 @@ def _disk_errors(out: Path) -> Iterator[None]:
             kept = len(list(out.glob("data-*.arrow")))
             raise DataError(
                 f"the disk of {out} is full: the {kept} finished shards are kept, nothing is half-written; "
-                "free space or name another place with --prepared_dir (automoe prepare: --out), then run the same command to go on"
+                "free space or name another place with --prepared_dir (automoe prepare: --out), "
+                "then run the same command to go on"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise DataError(
-                f"cannot write the prepared set to {out} ({error.strerror}); name a writable place with --prepared_dir (automoe prepare: --out)"
+                f"cannot write the prepared set to {out} ({error.strerror}); "
+                "name a writable place with --prepared_dir (automoe prepare: --out)"
             ) from error
         raise
 
