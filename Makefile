@@ -27,7 +27,7 @@ lint: dev  ## style
 	$(BIN)/ruff format --check .
 
 types: dev  ## types of the library
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: dev  ## let ruff put things in order
 	$(BIN)/ruff check --fix .
