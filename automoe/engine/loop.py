@@ -351,7 +351,7 @@ def _log_step(run: Run, state: TrainingState, report: StepReport, log: RunLog) -
     progress = state.progress
     numbers = {
         "loss": report.losses["loss"],
-        "lr": state.optimizer.param_groups[0]["lr"],
+        "lr": max(group["lr"] for group in state.optimizer.param_groups),
         "step_seconds": progress.interval.seconds / progress.interval.steps,
         **run.rates(progress.interval),
     }

@@ -1,5 +1,7 @@
-"""The specialists. Importing this package registers them all by name (`registry.build_expert`)."""
+"""The specialists. Importing this package registers every one of its files' experts by name (`registry.build_expert`)."""
 
-from automoe.experts import dense, detection
+import importlib
+import pkgutil
 
-__all__ = ["dense", "detection"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
