@@ -1,4 +1,4 @@
-"""The specialists. Importing this package registers every one of its files' experts by name (`registry.build_expert`)."""
+"""The specialists. Importing this package registers the experts in its files by name (`registry.build_expert`)."""
 
 import importlib
 import pkgutil
