@@ -1,0 +1,62 @@
+"""Write what finished runs measured into one small JSON file, to be committed beside the code.
+
+    python benchmarks/collect_runs.py --run_name tiny --output_root . --out benchmarks/results/demo_tiny.json \
+        --command "make demo"
+
+For each of the three BDD100K experts: the official metrics of best.pth, steps, seconds, seed, commit and versions, and
+the baselines if `automoe report` has computed them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from automoe.engine import checkpoint
+
+TASKS = ("detection", "drivable", "segmentation")
+
+
+def collect(output_root: Path, run_name: str) -> dict[str, dict]:
+    """One entry a task; a task without a finished run is left out."""
+    found = {}
+    for task in TASKS:
+        folder = output_root / "models" / "checkpoints" / f"bdd100k_{task}_expert" / run_name
+        if not (folder / "best.pth").is_file():
+            continue
+        payload = checkpoint.load(folder / "best.pth")
+        baselines = folder / "baselines.json"
+        found[task] = {
+            "metrics": {key: round(v, 3) if v is not None else None for key, v in payload["metrics"].items()},
+            "baselines": json.loads(baselines.read_text()) if baselines.is_file() else None,
+            "progress": payload["progress"],
+            "seed": payload["seed"],
+            "commit": payload["commit"],
+            "dirty": payload["dirty"],
+            "versions": payload["versions"],
+            "dataset_fingerprint": payload["dataset_fingerprint"],
+            "parameters": sum(value.numel() for value in payload["model"].values()),
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run_name", default="tiny")
+    parser.add_argument("--output_root", type=Path, default=Path("."))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--command", required=True, help="the command that made the runs, for the record")
+    parser.add_argument("--note", default="", help="a sentence on how it was run")
+    flags = parser.parse_args()
+    tasks = collect(flags.output_root, flags.run_name)
+    if not tasks:
+        parser.error(f"no finished run {flags.run_name} under {flags.output_root}")
+    result = {"command": flags.command, "note": flags.note, "cores": os.cpu_count(), "tasks": tasks}
+    checkpoint.write_text(flags.out, json.dumps(result, indent=1) + "\n")
+    print(f"{flags.out}: {', '.join(tasks)}")
+
+
+if __name__ == "__main__":
+    main()
