@@ -50,14 +50,3 @@ def soft_dice_loss(logits: Tensor, target: Tensor, ignore_index: int = 255) -> T
     present = one_hot.sum(dim=(0, 2, 3)) > 0
     dice = (2 * overlap + 1) / (total + 1)
     return (1 - dice)[present].mean() if bool(present.any()) else logits.sum() * 0
-
-
-def balanced_class_weights(pixel_counts: Tensor, power: float = 0.5) -> Tensor:
-    """Class weights proportional to frequency^-power, mean 1 over the pixels: [C] counts -> [C] weights.
-
-    A class that never occurs gets the largest weight of those that do, so it can't blow up.
-    """
-    frequency = pixel_counts.double() / pixel_counts.sum().clamp(min=1)
-    floor = frequency[frequency > 0].min() if bool((frequency > 0).any()) else torch.tensor(1.0)
-    weights = frequency.clamp(min=float(floor)) ** -power
-    return (weights / (weights * frequency).sum().clamp(min=1e-12)).float()

@@ -12,7 +12,7 @@ step "1/3  Rendering $train training and $val validation frames of the embedded 
 "$bin/automoe" world export bdd100k --out "$data" --train "$train" --val "$val" --seed 0
 
 step "2/3  Training the three BDD100K experts (profile tiny)"
-PROFILE=tiny DATA_ROOT="$data" OUTPUT_ROOT="$output" DEVICE="${DEVICE:-auto}" PYTHON="$bin/python" \
+PROFILE=tiny RUN_NAME=tiny DATA_ROOT="$data" OUTPUT_ROOT="$output" DEVICE="${DEVICE:-auto}" PYTHON="$bin/python" \
   bash training/train_bdd100k_experts_ddp.sh
 
 step "3/3  Comparing with an untrained model and with trivial predictors; writing the report"

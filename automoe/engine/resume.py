@@ -26,7 +26,8 @@ _FREE_KEYS = {
 
 
 def identity(config: EngineConfig, meta: dict[str, Any], *, length: int, world_size: int) -> dict[str, Any]:
-    """What two commands must share to be parts of one run. `meta` adds its dataset_fingerprint and model_config."""
+    """What two commands must share to be parts of one run. `meta` adds its dataset_fingerprint, model_config
+    and recipe."""
     return {
         "seed": config.seed,
         "batch_size": config.batch_size,
@@ -35,6 +36,7 @@ def identity(config: EngineConfig, meta: dict[str, Any], *, length: int, world_s
         "dataset_length": length,
         "dataset_fingerprint": meta.get("dataset_fingerprint"),
         "model_config": meta.get("model_config"),
+        "recipe": meta.get("recipe"),
         "metric": config.metric,
         "metric_mode": config.metric_mode,
         "averaged_weights": config.ema_decay > 0,

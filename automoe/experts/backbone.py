@@ -86,9 +86,9 @@ def _load_pretrained(net: nn.Module, name: str) -> None:
             state = timm.create_model(name, pretrained=True).state_dict()
         except Exception as error:
             raise CheckpointError(
-                f"pretrained weights of {name} can't be had here ({type(error).__name__}); connect once so that they "
-                f"are cached, choose {PACKAGED_WEIGHTS} (its weights are installed), or start from random weights "
-                f"with --no-pretrained."
+                f"pretrained weights of {name} can't be had here ({type(error).__name__}: {error}); connect once so "
+                f"that they are cached, choose {PACKAGED_WEIGHTS} (its weights are installed), or start from random "
+                f"weights with --no-pretrained."
             ) from error
     wanted = net.state_dict()
     absent = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
@@ -154,10 +154,15 @@ def _freeze(net: Any, stages: int) -> None:
     """Stop training everything up to the `stages`-th feature map, in the order of computation."""
     if stages <= 0:
         return
-    last = net.feature_info.module_name(min(stages, len(net.feature_info.module_name())) - 1)
-    names = [name for name, _ in net.named_parameters()]
-    dotted, listed = last + ".", last.replace(".", "_") + "."
-    inside = [i for i, name in enumerate(names) if name.startswith((dotted, listed))]
-    end = inside[-1] if inside else -1
-    for _, parameter in list(net.named_parameters())[: end + 1]:
-        parameter.requires_grad_(False)
+    names = net.feature_info.module_name()
+    last = names[min(stages, len(names)) - 1]
+    # Flattened feature nets spell a stage "layer1_0" or "blocks_0"; a stage may be an activation without parameters.
+    spellings = (last, last.replace(".", "_"))
+    for name, module in net.named_modules():
+        if name in spellings:
+            module.requires_grad_(False)
+            return
+        if name:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+    raise ConfigError(f"can't freeze {stages} stages of this backbone: it has no module {last}; set it to 0.")

@@ -256,6 +256,8 @@ class DetectionCriterion:
         kept = [{key: t[key][~t["ignored"]] for key in ("boxes", "labels")} for t in targets]
         normal = self.reduce_count(sum(len(t["boxes"]) for t in kept))
         layers = len(outputs["logits"])
+        if not bool(outputs["logits"].isfinite().all() & outputs["boxes"].isfinite().all()):
+            return self._broken(outputs, targets)
         with torch.no_grad():
             matches = self.matcher({"logits": outputs["logits"], "boxes": outputs["boxes"]}, kept)
         losses: dict[str, Tensor] = {}
@@ -285,6 +287,13 @@ class DetectionCriterion:
         losses["heatmap_giou"] = dense["heatmap_giou"] * c.heatmap_giou_weight
         losses["loss"] = torch.stack(list(losses.values())).sum()
         return losses
+
+    def _broken(self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The loss of predictions that are not finite: not finite either, so that the engine stops all processes and
+        names the samples. Counts are exchanged as ever: the other processes wait for them."""
+        dense = heatmap_loss(outputs["heat_logits"], outputs["heat_boxes"], targets, self.reduce_count)
+        total = outputs["logits"].sum() + outputs["boxes"].sum() + dense["heatmap"] + dense["heatmap_giou"]
+        return {"loss": total * float("nan")}
 
     def _layer(
         self, logits: Tensor, boxes: Tensor, kept: list[dict[str, Tensor]], assigned: Tensor, normal: float

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,12 +37,25 @@ class TrainedExpert:
     def predict(self, images: list[np.ndarray]) -> list[dict[str, Tensor]]:
         """Predictions in raw pixels for RGB uint8 [h, w, 3] pictures of any sizes."""
         matrices = [self.transform.matrix(*image.shape[:2]) for image in images]
-        inputs = np.stack([warp_image(image, m, self.size) for image, m in zip(images, matrices)])
+        inputs = np.stack([_to_input(image, m, self.size) for image, m in zip(images, matrices)])
         return self.model.predict(
             torch.from_numpy(inputs).permute(0, 3, 1, 2).to(self.device),
             torch.from_numpy(np.stack(matrices)).float().to(self.device),
             torch.tensor([image.shape[:2] for image in images]),
         )
+
+
+def _to_input(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A raw picture as the network's input, halved first while it is more than twice too large: bilinear sampling
+    alone would skip pixels, and training saw JPEGs that were decoded at such a reduced size."""
+    scale = float(np.abs(matrix[:, :2]).max())
+    divisor = next((d for d in (8, 4, 2) if scale <= 1 / d), 1)
+    if divisor > 1:
+        height, width = image.shape[:2]
+        reduced = -(-width // divisor), -(-height // divisor)
+        image = cv2.resize(image, reduced, interpolation=cv2.INTER_AREA)
+        matrix = matrix / (1 / divisor, 1 / divisor, 1.0)
+    return warp_image(image, matrix, size)
 
 
 def load_expert(path: Path | str, device: torch.device | str = "cpu") -> TrainedExpert:

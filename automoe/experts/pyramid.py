@@ -1,4 +1,4 @@
-"""The feature pyramid that every image expert stands on: same width at every stride, group norm throughout."""
+"""Layers that image experts share: group norm, separable convolution, the feature pyramid, positions and tokens."""
 
 from __future__ import annotations
 

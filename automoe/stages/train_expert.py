@@ -112,11 +112,17 @@ def load_stage_config(component: str, flags: TrainFlags) -> StageConfig:
     path = flags.config or profile_path(component, flags.profile)
     config = from_dict(StageConfig, read_json(path), str(path))
     given = {name: getattr(flags, name) for name in ENGINE_FLAGS if getattr(flags, name) is not None}
+    engine = dict(config.engine)
+    if flags.epochs is not None:
+        # Whoever asks for epochs means epochs: a profile's own bound in steps, and the evaluation that goes with it,
+        # would silently win.
+        engine.pop("max_steps", None)
+        engine.pop("eval_every", None)
     model = dict(config.model)
     if not flags.pretrained:
         model["norm"] = "batch"  # a random start has no statistics to fold
         model["frozen_stages"] = 0
-    return replace(config, engine={**config.engine, **given}, model=model)
+    return replace(config, engine={**engine, **given}, model=model)
 
 
 def train_expert(
@@ -128,7 +134,7 @@ def train_expert(
     """
     stage = load_stage_config(component, flags)
     output_root = flags.output_root or project_root()
-    run_name = flags.run_name or flags.profile
+    run_name = flags.run_name or default_run_name(flags)
     run_dir = output_root / "models" / "checkpoints" / component / run_name
     with setup(flags.device) as dist:
         root = data_root or project_root() / default_root
@@ -164,6 +170,13 @@ def train_expert(
         )
         dist.say(closing_words(model, result, run_dir))
     return result
+
+
+def default_run_name(flags: TrainFlags) -> str:
+    """The profile's name, which is where later stages look; for a config of one's own, its file's or folder's name."""
+    if flags.config is None:
+        return flags.profile
+    return flags.config.stem if flags.config.stem != "config" else flags.config.resolve().parent.name
 
 
 def prepare_splits(
@@ -223,6 +236,11 @@ def checkpoint_meta(
         "component": component,
         "model_config": asdict(model.config),  # type: ignore[call-overload]
         "config": asdict(stage),
+        "recipe": {
+            "size": list(stage.size),
+            "augment": asdict(stage.augment),
+            "backbone_lr_factor": stage.backbone_lr_factor,
+        },
         "classes": list(model.classes),
         "preprocess": {
             "size": list(stage.size),

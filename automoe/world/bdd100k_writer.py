@@ -199,8 +199,15 @@ def _write(path: Path, content: bytes) -> None:
     """Write a file so that it is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise WorldError(
+            f"cannot write {path} ({error.strerror}); free space or choose another directory, then give the same "
+            "command again: finished frames are kept"
+        ) from error
 
 
 def _link(source: Path, target: Path) -> None:
@@ -238,8 +245,11 @@ def _run_workers(
         out_text = []
         assert process.stdin
         assert process.stdout
-        process.stdin.write(json.dumps(job) + "\n")
-        process.stdin.close()
+        try:
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.close()
+        except BrokenPipeError:
+            pass  # it died before it could read; its last words and its exit status follow
         for line in process.stdout:
             if line.strip() == "frame":
                 with lock:
@@ -310,6 +320,14 @@ def _claim(out: Path, plan: ExportPlan) -> None:
         raise WorldError(
             f"{out} holds pictures but no world.json, so it is no export of this world; choose another one"
         )
+    for split, count in (("train", plan.train), ("val", plan.val)):
+        wanted = {frame_name(plan.seed, split, index) for index in range(count)}
+        there = {picture.stem for picture in (out / "images" / "100k" / split).glob("*.jpg")}
+        if there - wanted:
+            raise WorldError(
+                f"{out} holds {len(there - wanted)} {split} frames beyond the {count} asked for, which readers would "
+                "find too; ask for more, or choose another directory"
+            )
     _write(path, json.dumps({"settings": settings, "complete": False}, indent=1).encode())
 
 

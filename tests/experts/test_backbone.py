@@ -85,3 +85,10 @@ def test_mistakes_get_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(CheckpointError, match="--no-pretrained"):
         Backbone("resnet18")
+
+
+def test_freezing_reaches_a_stem_whose_feature_is_an_activation() -> None:
+    """A ResNet's first feature map is the output of `act1`, which has no parameters; those before it are frozen."""
+    net = Backbone("resnet18d", pretrained=False, norm="batch", frozen_stages=1, out_strides=(4, 8)).net
+    frozen = {name.split(".")[0] for name, p in net.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv1", "bn1"}

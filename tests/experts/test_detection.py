@@ -173,3 +173,17 @@ def test_unknown_settings_are_named() -> None:
         build_expert("detection", {"num_query": 5}, pretrained=False)
     with pytest.raises(ConfigError, match="detecton"):
         build_expert("detecton", {}, pretrained=False)
+
+
+def test_predictions_that_are_not_finite_give_a_loss_that_is_not(expert: DetectionExpert) -> None:
+    """The engine stops on it with the samples' ids, on every process; matching such predictions would raise here."""
+    step, poisoned = ExpertStep(expert.train(), float), batch([2, 1])
+    with torch.no_grad():
+        good = expert.heatmap.classes[-1].bias.clone()
+        expert.heatmap.classes[-1].bias.fill_(float("nan"))
+    loss = step(poisoned)["loss"]
+    loss.backward()
+    with torch.no_grad():
+        expert.heatmap.classes[-1].bias.copy_(good)
+    expert.zero_grad()
+    assert torch.isnan(loss)

@@ -192,6 +192,13 @@ def test_every_profile_on_disk_is_valid(task: str, profile: str) -> None:
     assert stage.size[1] % 32 == 0
 
 
+def test_epochs_mean_epochs_whatever_bound_the_profile_has() -> None:
+    assert "max_steps" in load_stage_config(component_of("drivable"), TrainFlags(profile="tiny")).engine
+    engine = load_stage_config(component_of("drivable"), TrainFlags(profile="tiny", epochs=2)).engine
+    assert engine["epochs"] == 2
+    assert "max_steps" not in engine
+
+
 def test_help_says_what_it_does_and_how_to_launch(run_here: RunHere) -> None:
     code, out, _ = run_here([str(SCRIPT), "--help"])
     assert code == 0

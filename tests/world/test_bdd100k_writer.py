@@ -107,6 +107,8 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path, quick_towns):
         export_bdd100k(tmp_path / "a", 1, 0, seed=2, size=SIZE, workers=1)
     with pytest.raises(WorldError, match="kept for validation"):
         export_bdd100k(tmp_path / "b", 1, 1, seed=1, size=SIZE, towns=["tests-12"])
+    with pytest.raises(WorldError, match="1 train frames beyond the 0 asked for"):
+        export_bdd100k(tmp_path / "a", 0, 0, seed=1, size=SIZE, workers=1)
     (tmp_path / "c/images").mkdir(parents=True)
     with pytest.raises(WorldError, match=r"no world\.json"):
         export_bdd100k(tmp_path / "c", 1, 0, seed=1, size=SIZE)
