@@ -24,6 +24,7 @@ from automoe.experts.heatmap import HeatmapHead, heatmap_loss, select_seeds
 from automoe.experts.pyramid import FeaturePyramid
 from automoe.experts.query_decoder import BoxReference, QueryDecoder
 from automoe.experts.registry import register_expert
+from automoe.geometry import paired_iou
 from automoe.losses import varifocal_loss
 from automoe.matching import HungarianMatcher
 from automoe.metrics.detection import DetectionMetrics
@@ -309,7 +310,7 @@ class DetectionCriterion:
         got_xyxy, true_xyxy = box_convert(boxes[rows], "cxcywh", "xyxy"), box_convert(true, "cxcywh", "xyxy")
         quality = torch.zeros_like(logits)
         with torch.no_grad():
-            iou = _paired_iou(got_xyxy, true_xyxy)
+            iou = paired_iou(got_xyxy, true_xyxy)
         values = torch.zeros(len(labels), logits.shape[-1], device=logits.device)
         values[torch.arange(len(labels), device=labels.device), labels] = iou.clamp(min=0.01)
         quality[rows] = values
@@ -320,14 +321,6 @@ class DetectionCriterion:
             "bbox": (boxes[rows] - true).abs().sum() / normal * self.config.bbox_weight,
             "giou": giou / normal * self.config.giou_weight,
         }
-
-
-def _paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of row i of a with row i of b, xyxy: [N]."""
-    low, high = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
-    overlap = (high - low).clamp(min=0).prod(dim=1)
-    area = (a[:, 2:] - a[:, :2]).prod(dim=1) + (b[:, 2:] - b[:, :2]).prod(dim=1)
-    return overlap / (area - overlap).clamp(min=1e-9)
 
 
 def _over_ignored(boxes: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:

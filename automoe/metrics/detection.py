@@ -205,32 +205,21 @@ def _evaluate_nothing(samples: Sequence[SampleDetections], num_classes: int) -> 
 
 
 def _truth_annotations(samples: Sequence[SampleDetections]) -> list[dict[str, Any]]:
-    annotations = []
-    for image_id, sample in enumerate(samples, start=1):
-        boxes = _boxes_xywh(sample.gt_boxes_xyxy)
-        areas = (boxes[:, 2] * boxes[:, 3]).tolist()
-        rows = zip(boxes.tolist(), areas, sample.gt_labels.tolist(), sample.gt_ignored.tolist())
-        for box, area, label, ignored in rows:
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": label + 1,
-                    "bbox": box,
-                    "area": area,
-                    "iscrowd": int(ignored),
-                }
-            )
-    return annotations
+    parts = ((s.gt_boxes_xyxy, s.gt_labels, s.gt_ignored.astype(int)) for s in samples)
+    return _annotations(parts, "iscrowd")
 
 
 def _pred_annotations(samples: Sequence[SampleDetections]) -> list[dict[str, Any]]:
+    return _annotations(((s.pred_boxes_xyxy, s.pred_labels, s.pred_scores) for s in samples), "score")
+
+
+def _annotations(parts: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], key: str) -> list[dict[str, Any]]:
+    """COCO's annotations: per sample its boxes [N, 4] xyxy, labels [N], and the values [N] that go under `key`."""
     annotations = []
-    for image_id, sample in enumerate(samples, start=1):
-        boxes = _boxes_xywh(sample.pred_boxes_xyxy)
+    for image_id, (boxes_xyxy, labels, values) in enumerate(parts, start=1):
+        boxes = _boxes_xywh(boxes_xyxy)
         areas = (boxes[:, 2] * boxes[:, 3]).tolist()
-        rows = zip(boxes.tolist(), areas, sample.pred_labels.tolist(), sample.pred_scores.tolist())
-        for box, area, label, score in rows:
+        for box, area, label, value in zip(boxes.tolist(), areas, labels.tolist(), values.tolist()):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -238,7 +227,7 @@ def _pred_annotations(samples: Sequence[SampleDetections]) -> list[dict[str, Any
                     "category_id": label + 1,
                     "bbox": box,
                     "area": area,
-                    "score": score,
+                    key: value,
                 }
             )
     return annotations

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,9 @@ from automoe.engine.loader import evaluation_loader
 from automoe.engine.runlog import duration
 from automoe.errors import DataError
 from automoe.experts.evaluation import evaluate_expert
-from automoe.experts.expert import CountReducer, ImageExpert
 from automoe.experts.inference import TrainedExpert, load_expert
 from automoe.metrics.score import format_table, write_metrics_json
 from automoe.stages.predictions import det20_frame, frames_json, write_mask
-
-Observer = Callable[[str, Mapping[str, Tensor]], None]
 
 
 def evaluate_checkpoint(
@@ -127,37 +124,13 @@ def _evaluate(
     writer: PredictionWriter | None,
 ) -> dict[str, float | None]:
     loader = evaluation_loader(dataset, collate, batch_size, dist, num_workers=num_workers)
-    model = _Observed(expert.model, writer.add) if writer is not None else expert.model
+    observe = writer.add if writer is not None else None
     if not dist.is_main:
-        return evaluate_expert(model, dataset, loader, dist)
+        return evaluate_expert(expert.model, dataset, loader, dist, observe=observe)
     # The workers fork before the bar's thread starts.
     batches = iter(loader)
     with progress_bar("evaluate") as progress:
-        return evaluate_expert(model, dataset, batches, dist, progress)
-
-
-class _Observed(ImageExpert):
-    """An expert that shows each prediction to an observer on its way into the metrics."""
-
-    def __init__(self, expert: ImageExpert, observe: Observer) -> None:
-        super().__init__()
-        self.expert, self.observe = expert, observe
-
-    def make_criterion(self, reduce_count: CountReducer) -> Any:
-        return self.expert.make_criterion(reduce_count)
-
-    def predict(self, images: Tensor, transform: Tensor, orig_size: Tensor) -> list[dict[str, Tensor]]:
-        return self.expert.predict(images, transform, orig_size)
-
-    def make_metrics(self) -> Any:
-        return self.expert.make_metrics()
-
-    def add_to_metrics(self, metrics: Any, sample_id: str, prediction: Mapping[str, Tensor], truth: Any) -> None:
-        self.observe(sample_id, prediction)
-        self.expert.add_to_metrics(metrics, sample_id, prediction, truth)
-
-    def summarise(self, metrics: Any) -> dict[str, float | None]:
-        return self.expert.summarise(metrics)
+        return evaluate_expert(expert.model, dataset, batches, dist, progress, observe)
 
 
 class PredictionWriter:

@@ -229,7 +229,6 @@ def drivable_lanes(scene: Scene) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Centre lines of the ego's own lanes ahead, and of the lanes beside them."""
     town = scene.stage.town
     own, others, done = [], [], 0.0
-    turn = None
     for index, lane_id in enumerate(scene.ego.route):
         lane = town.lanes[lane_id]
         if done > DRIVABLE_AHEAD:
@@ -239,7 +238,6 @@ def drivable_lanes(scene: Scene) -> tuple[list[np.ndarray], list[np.ndarray]]:
         for other in _beside(town, lane, scene.ego.route[index - 1] if index else None):
             others.append(polyline.cut(other.centre, start, other.length))
         done += lane.length - max(start, 0.0)
-        turn = lane.turn or turn
     return own, others
 
 
