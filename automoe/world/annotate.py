@@ -29,6 +29,7 @@ MIN_VISIBLE = 20.0
 OCCLUDED_BELOW = 0.94
 """Share of the silhouette inside the picture that must be visible, or the box is flagged as occluded."""
 DRIVABLE_AHEAD = 110.0
+"""Metres along the lanes, own ones and those beside, beyond which the road counts as background."""
 _NEAR = 0.3
 
 
@@ -228,16 +229,20 @@ def drivable_mask(frame: Frame, scene: Scene, camera: Camera) -> np.ndarray:
 def drivable_lanes(scene: Scene) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Centre lines of the ego's own lanes ahead, and of the lanes beside them."""
     town = scene.stage.town
-    own, others, done = [], [], 0.0
+    own, others = [], []
+    left = DRIVABLE_AHEAD
     for index, lane_id in enumerate(scene.ego.route):
         lane = town.lanes[lane_id]
-        if done > DRIVABLE_AHEAD:
-            break
-        start = scene.ego.station - 3.0 if index == 0 else 0.0
-        own.append(polyline.cut(lane.centre, start, min(lane.length, start + DRIVABLE_AHEAD - done + 5.0)))
+        here = scene.ego.station if index == 0 else 0.0
+        start, end = (here - 3.0 if index == 0 else 0.0), min(lane.length, here + left)
+        own.append(polyline.cut(lane.centre, start, end))
         for other in _beside(town, lane, scene.ego.route[index - 1] if index else None):
-            others.append(polyline.cut(other.centre, start, other.length))
-        done += lane.length - max(start, 0.0)
+            others.append(
+                polyline.cut(other.centre, start * other.length / lane.length, end * other.length / lane.length)
+            )
+        left -= end - here
+        if left <= 0:
+            break
     return own, others
 
 
