@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from automoe import matching
+from automoe import matching_costs
 from automoe.errors import AutoMoEError, ConfigError
 from automoe.geometry import cxcywh_to_xyxy, pairwise_bev_iou, pairwise_giou, wrap_angle
 from automoe.matching import HungarianMatcher, MatchingError, assign_rows
@@ -88,15 +90,80 @@ def test_all_layers_and_images_equal_scipy_on_the_plain_costs(numbers, class_cos
         assert of_targets.tolist() == columns.tolist()
 
 
+def batch_costs(way, outputs, targets, settings_):
+    """The costs [L, N, Q] by one of the two ways of `PairCosts`."""
+    matcher = HungarianMatcher(**settings_)
+    return getattr(matcher._pair_costs, way)(
+        outputs["pred_logits"],
+        outputs["pred_boxes"],
+        torch.cat([target["labels"] for target in targets]),
+        torch.cat([target["boxes"] for target in targets]),
+        [len(target["labels"]) for target in targets],
+    )
+
+
 @pytest.mark.parametrize("numbers", [4, 7])
 def test_large_and_grouped_images_cost_the_same(numbers, monkeypatch):
     outputs, targets = a_scene(sizes=(3, 0, 5, 7, 0), numbers=numbers)
-    grouped = HungarianMatcher()(outputs, targets)
-    monkeypatch.setitem(matching._PAIRS_AT_ONCE, "cpu", 1)
-    alone = HungarianMatcher()(outputs, targets)
-    for one, other in zip(itertools.chain(*grouped), itertools.chain(*alone)):
-        assert torch.equal(one[0], other[0])
-        assert torch.equal(one[1], other[1])
+    grouped = batch_costs("by_operations", outputs, targets, {})
+    monkeypatch.setitem(matching_costs._PAIRS_AT_ONCE, "cpu", 1)
+    assert torch.allclose(grouped, batch_costs("by_operations", outputs, targets, {}), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("queries", [1, 7, 64])
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        {},
+        {"class_cost": "softmax"},
+        {"gamma": 1.5, "alpha": 0.4},
+        {"cost_class": 0},
+        {"cost_bbox": 0},
+        {"cost_giou": 0},
+        {"cost_class": 0, "cost_bbox": 0},
+    ],
+)
+def test_compiled_costs_equal_those_by_operations_and_the_published_ones(settings_, queries):
+    outputs, targets = a_scene(sizes=(3, 0, 12, 1), layers=3, queries=queries)
+    outputs["pred_boxes"][:, :, ::3, 2] = 0  # without area
+    targets[2]["boxes"][1:4, 2:] = 0
+    outputs["pred_boxes"][0, 2, 0] = targets[2]["boxes"][2]
+    compiled = batch_costs("compiled", outputs, targets, settings_)
+    assert torch.allclose(compiled, batch_costs("by_operations", outputs, targets, settings_), rtol=0, atol=1e-5)
+
+    matcher = HungarianMatcher(**settings_)
+    images = torch.arange(len(targets)).repeat_interleave(torch.tensor([len(each["labels"]) for each in targets]))
+    for layer, image in itertools.product(range(3), range(4)):
+        plain = plain_costs(
+            outputs["pred_logits"][layer, image], outputs["pred_boxes"][layer, image], targets[image], matcher
+        )
+        with_area = (outputs["pred_boxes"][layer, image, :, None, 2] > 0) & (targets[image]["boxes"][:, 2] > 0)
+        # The constant of GIoU is left out, being the same for all pairs.
+        difference = compiled[layer, images == image].t() - (plain - matcher.cost_giou)
+        assert difference[with_area].abs().le(1e-4).all()
+
+
+def test_inputs_in_any_memory_order_match_alike():
+    outputs, targets = a_scene(sizes=(3, 0, 5), queries=30)
+    strided = {key: value.permute(3, 1, 2, 0).contiguous().permute(3, 1, 2, 0) for key, value in outputs.items()}
+    own = [
+        {"labels": each["labels"].repeat(2, 1).t()[:, 0], "boxes": each["boxes"].t().clone().t()} for each in targets
+    ]
+    assert not strided["pred_boxes"].is_contiguous()
+    plain, other = HungarianMatcher()(outputs, targets), HungarianMatcher()(strided, own)
+    for one, two in zip(itertools.chain(*plain), itertools.chain(*other)):
+        assert torch.equal(one[0], two[0])
+        assert torch.equal(one[1], two[1])
+
+
+@pytest.mark.parametrize("class_cost", ["focal", "softmax"])
+def test_one_query_takes_the_target_that_costs_least(class_cost):
+    outputs, targets = a_scene(sizes=(3, 0, 1), queries=1)
+    costs = batch_costs("compiled", outputs, targets, {"class_cost": class_cost})
+    for layer, (first, none, last) in enumerate(HungarianMatcher(class_cost=class_cost)(outputs, targets)):
+        assert first[0].tolist() == last[0].tolist() == last[1].tolist() == [0]
+        assert first[1].tolist() == [int(costs[layer, :3, 0].argmin())]
+        assert len(none[0]) == len(none[1]) == 0
 
 
 def test_layers_at_once_equal_layers_one_by_one_and_short_names_work():
@@ -265,6 +332,29 @@ def test_assignment_costs_what_scipys_costs(seed, sizes, columns, kind, scale):
         assert len(set(own[got].tolist())) == got.sum() == min(size, columns)
         assert block[np.flatnonzero(got), own[got]].sum() == pytest.approx(best, rel=1e-6, abs=1e-7 * scale)
         start += size
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_costs_that_are_not_finite_are_refused(value):
+    costs = np.zeros((5, 40), dtype=np.float32)
+    costs[4, 33] = value
+    for sizes in ([3, 0, 2], [5]):
+        with pytest.raises(MatchingError, match="NaN or infinite"):
+            assign_rows(costs, sizes)
+    with pytest.raises(MatchingError, match="NaN or infinite"):
+        assign_rows(costs.T, [40])  # more rows than columns
+
+
+def test_problems_that_do_not_fill_the_costs_are_refused():
+    with pytest.raises(MatchingError, match="4 rows in all do not fit 5"):
+        assign_rows(np.zeros((5, 40), dtype=np.float32), [3, 1])
+
+
+def test_the_compiler_waits_until_there_is_something_to_match():
+    """Every process imports the matcher, data workers too; only one that matches needs numba, which takes a while."""
+    said = "import sys, automoe.matching; print('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_the_training_scripts_find_it_under_its_own_name(monkeypatch):
