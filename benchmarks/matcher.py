@@ -36,6 +36,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numba
 import numpy as np
 import scipy
 import torch
@@ -248,7 +249,10 @@ def main() -> None:
         "seed": options.seed,
         "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None,
         "machine": {"cores": os.cpu_count(), "device": options.device},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "scipy": scipy.__version__},
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__, "scipy": scipy.__version__,
+            "numba": numba.__version__,
+        },
         "setting": {
             "images": BATCH, "queries": QUERIES, "layers": LAYERS, "classes": CLASSES, "boxes": [FEWEST, MOST],
         },
