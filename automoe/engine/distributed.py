@@ -17,6 +17,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
+from automoe.engine.memory import keep_freed_memory
 from automoe.errors import AutoMoEError, ConfigError
 
 T = TypeVar("T")
@@ -138,6 +139,8 @@ def setup(device: str = "auto") -> Distributed:
     """
     if not under_torchrun():
         dist = Distributed(device=_choose_device(device, local_rank=0, world_size=1))
+        if dist.device.type == "cpu":
+            keep_freed_memory()
         if device == "auto" and dist.device.type == "cpu":
             dist.say("No CUDA device found: using the CPU.")
         return dist
@@ -159,6 +162,7 @@ def setup(device: str = "auto") -> Distributed:
             device_id=chosen,
         )
     else:
+        keep_freed_memory()
         processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         # More threads than cores spin against each other and make a step many times slower.
         torch.set_num_threads(max(1, available_cores() // max(1, processes_here)))
