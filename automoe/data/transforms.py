@@ -107,10 +107,15 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random zoom, crop, mirror and colours, all drawn from the generator given."""
+    """Random zoom, crop, mirror and colours, all drawn from the generator given.
+
+    size: height and width of what comes out. full: the size that zoom 1 fits the whole image into; `size` if not
+    given. A `size` smaller than `full` cuts out a piece at the scale that the network will see in use.
+    """
 
     size: tuple[int, int]
     augment: AugmentConfig = AugmentConfig()
+    full: tuple[int, int] | None = None
 
     @property
     def min_visible(self) -> float:
@@ -124,7 +129,7 @@ class TrainTransform:
         config = self.augment
         zoom = math.exp(rng.uniform(*np.log(config.scale)))
         stretch = math.exp(rng.uniform(-1, 1) * math.log1p(config.stretch) / 2)
-        scale = zoom * fit_scale(height, width, self.size)
+        scale = zoom * fit_scale(height, width, self.full or self.size)
         scale_x, scale_y = scale * stretch, scale / stretch
         # The free space is negative where the picture is larger than the network input: then it is cropped.
         shift_x = rng.uniform() * (self.size[1] - scale_x * width)

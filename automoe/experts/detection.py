@@ -89,8 +89,7 @@ class DetectionExpert(ImageExpert):
         self.decoder = QueryDecoder(
             config.dim,
             len(self.classes),
-            BoxReference(),
-            BoxReference.numbers,
+            BoxReference,
             layers=config.decoder_layers,
             maps=len(self.backbone.strides),
             heads=config.heads,
@@ -113,7 +112,8 @@ class DetectionExpert(ImageExpert):
             logits = torch.cat([logits, _sample(heat_logits.detach(), denoising_boxes[..., :2])], dim=1)
             boxes = torch.cat([boxes, denoising_boxes.to(boxes.dtype)], dim=1)
             blocked = self._blocked(boxes.shape[1] - extra, extra, images.device)
-        decoded = self.decoder(self.content(content), logits, boxes, maps, blocked)
+        geometry = BoxReference((images.shape[-2], images.shape[-1]))
+        decoded = self.decoder(self.content(content), logits, boxes, maps, geometry, blocked)
         count = boxes.shape[1] - extra
         out = {
             "logits": decoded.logits[:, :, :count],

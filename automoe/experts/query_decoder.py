@@ -18,7 +18,10 @@ from automoe.experts.pyramid import position_encoding
 
 
 class Reference(Protocol):
-    """Geometry of a reference with R numbers."""
+    """Geometry of a reference with R `numbers`; `relations` says how many tell how two of them lie to each other."""
+
+    numbers: int
+    relations: int
 
     def locate(self, references: Tensor, offsets: Tensor) -> Tensor:
         """[B, Q, R] and offsets [B, Q, heads, maps, points, 2] to places [B, Q, heads, maps, points, 2] in [0, 1]."""
@@ -29,14 +32,27 @@ class Reference(Protocol):
         ...
 
     def encode(self, references: Tensor, dim: int) -> Tensor:
-        """[B, Q, R] to an encoding [B, Q, dim] of where the references are."""
+        """[B, Q, R] to an encoding [B, Q, dim] of what the references are."""
+        ...
+
+    def relate(self, references: Tensor) -> Tensor:
+        """[B, Q, R] to how each reference lies to each other one, [B, Q, Q, F]."""
         ...
 
 
 class BoxReference:
-    """A 2D box as normalised cxcywh: points are placed in units of half the box, refinement is relative to its size."""
+    """A 2D box as normalised cxcywh in an input of `size` (H, W): points are placed in units of half the box,
+    refinement is relative to its size.
+
+    Nothing tells where in the picture a box is, only how large it is in pixels and how boxes lie to each other: what
+    is learnt on pieces of pictures holds for whole ones.
+    """
 
     numbers = 4
+    relations = 5
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
 
     def locate(self, references: Tensor, offsets: Tensor) -> Tensor:
         center, half = references[..., :2], references[..., 2:] / 2
@@ -51,20 +67,36 @@ class BoxReference:
         return torch.cat([moved.clamp(0, 1), scaled.clamp(1e-4, 1.5)], dim=-1)
 
     def encode(self, references: Tensor, dim: int) -> Tensor:
-        half = dim // 2
-        size = torch.log2(references[..., 2:].clamp(min=1e-4)) / 13.3 + 1.0
-        return torch.cat([position_encoding(references[..., :2], half), position_encoding(size, half)], dim=-1)
+        height, width = self.size
+        pixels = references[..., 2:] * references.new_tensor([width, height])
+        return position_encoding(torch.log2(pixels.clamp(min=1.0)) / 10, dim)
+
+    def relate(self, references: Tensor) -> Tensor:
+        """Distances in units of the box, ratios of sizes (Hou et al., Relation DETR, 2024), and the overlap."""
+        center, size = references[..., :2], references[..., 2:].clamp(min=1e-4)
+        apart = (center[:, :, None] - center[:, None]).abs()
+        half = (size[:, :, None] + size[:, None]) / 2
+        both = torch.minimum(torch.minimum(half - apart, size[:, :, None]), size[:, None]).clamp(min=0)
+        inside = both.prod(dim=-1)
+        area = size.prod(dim=-1)
+        iou = inside / (area[:, :, None] + area[:, None] - inside)
+        distance = torch.log1p(apart / size[:, :, None])
+        ratio = torch.log(size[:, None] / size[:, :, None]).clamp(-3, 3)
+        return torch.cat([distance, ratio, iou[..., None]], dim=-1)
 
 
 class DeformableAttention(nn.Module):
-    """Multi-scale deformable attention (Zhu et al., 2021) by `grid_sample`, for any `Reference`."""
+    """Multi-scale deformable attention (Zhu et al., 2021) by `grid_sample`, for any `Reference`.
+
+    Heads read their own channels of the maps as they are, without a projection of values (as in D-FINE, 2024): that
+    would be a convolution over every map in every layer.
+    """
 
     def __init__(self, dim: int, heads: int, maps: int, points: int) -> None:
         super().__init__()
         self.heads, self.maps, self.points = heads, maps, points
         self.offsets = nn.Linear(dim, heads * maps * points * 2)
         self.weights = nn.Linear(dim, heads * maps * points)
-        self.values = nn.ModuleList(nn.Conv2d(dim, dim, 1) for _ in range(maps))
         self.out = nn.Linear(dim, dim)
         self._spread_points()
 
@@ -82,17 +114,16 @@ class DeformableAttention(nn.Module):
             self.offsets.bias.copy_(spread.expand(-1, self.maps, -1, -1).reshape(-1))
 
     def forward(self, queries: Tensor, references: Tensor, maps: list[Tensor], geometry: Reference) -> Tensor:
-        """queries [B, Q, D], references [B, Q, R], maps: [B, D, H, W] each. Returns [B, Q, D]."""
+        """queries [B, Q, D], references [B, Q, R], maps: [B * heads, D / heads, H, W] each. Returns [B, Q, D]."""
         batch, count, dim = queries.shape
         offsets = self.offsets(queries).view(batch, count, self.heads, self.maps, self.points, 2)
         places = geometry.locate(references, offsets) * 2 - 1
         weights = self.weights(queries).view(batch, count, self.heads, self.maps * self.points).softmax(dim=-1)
         weights = weights.view(batch, count, self.heads, self.maps, self.points)
         gathered = queries.new_zeros(batch * self.heads, dim // self.heads, count)
-        for level, (feature_map, value) in enumerate(zip(maps, self.values)):
-            projected = value(feature_map).reshape(batch * self.heads, dim // self.heads, *feature_map.shape[-2:])
+        for level, feature_map in enumerate(maps):
             grid = places[:, :, :, level].transpose(1, 2).reshape(batch * self.heads, count, self.points, 2)
-            sampled = F.grid_sample(projected, grid.to(projected.dtype), align_corners=False)
+            sampled = F.grid_sample(feature_map, grid.to(feature_map.dtype), align_corners=False)
             weight = weights[:, :, :, level].transpose(1, 2).reshape(batch * self.heads, 1, count, self.points)
             gathered = gathered + (sampled * weight).sum(dim=-1)
         return self.out(gathered.view(batch, dim, count).transpose(1, 2))
@@ -116,11 +147,11 @@ class DecoderLayer(nn.Module):
         references: Tensor,
         maps: list[Tensor],
         geometry: Reference,
-        blocked: Tensor | None,
+        bias: Tensor,
     ) -> Tensor:
-        """where: [B, Q, D] encoding of the references; blocked: bool [Q, Q], True where i may not see j."""
+        """where: [B, Q, D] encoding of the references; bias: [B * heads, Q, Q], added to how queries see each other."""
         placed = queries + where
-        seen = self.self_attention(placed, placed, queries, attn_mask=blocked, need_weights=False)[0]
+        seen = self.self_attention(placed, placed, queries, attn_mask=bias, need_weights=False)[0]
         queries = self.norms[0](queries + self.dropout(seen))
         seen = self.cross_attention(queries + where, references, maps, geometry)
         queries = self.norms[1](queries + self.dropout(seen))
@@ -147,8 +178,7 @@ class QueryDecoder(nn.Module):
         self,
         dim: int,
         num_classes: int,
-        geometry: Reference,
-        numbers: int,
+        reference: type[Reference],
         *,
         layers: int,
         maps: int,
@@ -158,14 +188,15 @@ class QueryDecoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.geometry = geometry
+        self.heads = heads
+        self.relation = nn.Sequential(nn.Linear(reference.relations, 16), nn.ReLU(), nn.Linear(16, heads))
         self.where = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.layers = nn.ModuleList(
             DecoderLayer(dim, heads, maps, points, hidden or 4 * dim, dropout) for _ in range(layers)
         )
         self.class_heads = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(layers))
         self.reference_heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, numbers)) for _ in range(layers)
+            nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, reference.numbers)) for _ in range(layers)
         )
         for head in [*self.class_heads, *(h[-1] for h in self.reference_heads)]:  # type: ignore[index]
             nn.init.zeros_(head.weight)
@@ -177,15 +208,22 @@ class QueryDecoder(nn.Module):
         logits: Tensor,
         references: Tensor,
         maps: list[Tensor],
+        geometry: Reference,
         blocked: Tensor | None = None,
     ) -> Decoded:
-        """queries: [B, Q, D]; logits: [B, Q, C] and references: [B, Q, R] of the seeds; maps: [B, D, H, W] each."""
+        """queries: [B, Q, D]; logits: [B, Q, C] and references: [B, Q, R] of the seeds; maps: [B, D, H, W] each;
+        blocked: bool [Q, Q], True where i may not see j."""
         all_logits, all_references = [], []
+        by_head = [m.reshape(-1, m.shape[1] // self.heads, *m.shape[2:]) for m in maps]
+        bias = self.relation(geometry.relate(references)).permute(0, 3, 1, 2)
+        if blocked is not None:
+            bias = bias.masked_fill(blocked, -torch.inf)
+        bias = bias.flatten(0, 1)
         for layer, class_head, reference_head in zip(self.layers, self.class_heads, self.reference_heads):
-            where = self.where(self.geometry.encode(references, queries.shape[-1]))
-            queries = layer(queries, where, references, maps, self.geometry, blocked)
+            where = self.where(geometry.encode(references, queries.shape[-1]))
+            queries = layer(queries, where, references, by_head, geometry, bias)
             logits = logits + class_head(queries)
-            refined = self.geometry.refine(references, reference_head(queries))
+            refined = geometry.refine(references, reference_head(queries))
             all_logits.append(logits)
             all_references.append(refined)
             # The next layer starts from here but doesn't push its gradient through (Deformable DETR).

@@ -30,6 +30,8 @@ class StageConfig:
     """A profile's config.json: the expert's model, its input size (height, width), augmentation, and the engine."""
 
     size: tuple[int, int]
+    crop: tuple[int, int] | None = None
+    """Height and width of the pieces that training cuts out of the input; None trains on the whole input."""
     model: dict[str, Any] = field(default_factory=dict)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     engine: dict[str, Any] = field(default_factory=dict)
@@ -149,7 +151,7 @@ def train_expert(
         train_set = PreparedDataset(
             train_info.path,
             kind,
-            TrainTransform(stage.size, stage.augment),
+            TrainTransform(stage.crop or stage.size, stage.augment, stage.size),
             seed=engine.seed,
             limit=flags.limit,
         )
@@ -238,6 +240,7 @@ def checkpoint_meta(
         "config": asdict(stage),
         "recipe": {
             "size": list(stage.size),
+            "crop": list(stage.crop) if stage.crop else None,
             "augment": asdict(stage.augment),
             "backbone_lr_factor": stage.backbone_lr_factor,
         },

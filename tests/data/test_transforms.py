@@ -146,6 +146,21 @@ def test_zoom_stays_in_its_range() -> None:
     assert 0.4 < np.mean([m[0, 0] < 0 for m in drawn]) < 0.6
 
 
+def test_a_crop_is_a_piece_at_the_scale_of_the_whole() -> None:
+    config, piece = AugmentConfig(scale=(1.0, 1.0), stretch=0.0, flip=0.0), (SIZE[0] // 2, SIZE[1] // 2)
+    transform = TrainTransform(piece, config, full=SIZE)
+    drawn = [transform.matrix(*RAW, np.random.default_rng(i)) for i in range(200)]
+    whole = TrainTransform(SIZE, config).matrix(*RAW, np.random.default_rng(0))
+    assert all(np.allclose(m[:, :2], whole[:, :2]) for m in drawn)
+    # No piece shows anything beyond the picture, and together they reach all of its corners.
+    corners = np.array([[(0 - m[0, 2]) / m[0, 0], (0 - m[1, 2]) / m[1, 1]] for m in drawn])
+    far = corners + np.array(piece[::-1]) / np.diag(whole[:, :2])
+    assert corners.min() >= -1e-9
+    assert (far <= np.array(RAW[::-1]) + 1e-9).all()
+    assert (corners.min(axis=0) < 3).all()
+    assert (far.max(axis=0) > np.array(RAW[::-1]) - 3).all()
+
+
 def test_colours_vary_within_reason_and_can_be_turned_off() -> None:
     rng = np.random.default_rng(3)
     image = rng.integers(40, 200, (*SIZE, 3), np.uint8)

@@ -160,12 +160,28 @@ def test_deformable_attention_looks_where_its_references_are() -> None:
     feature_map = torch.zeros(1, 8, 10, 10)
     references = torch.tensor([[[0.15, 0.15, 0.2, 0.2], [0.85, 0.85, 0.2, 0.2]]])
     queries = torch.zeros(1, 2, 8)
-    dark = attention(queries, references, [feature_map], BoxReference())
+    geometry = BoxReference((40, 40))
+    dark = attention(queries, references, [feature_map.view(2, 4, 10, 10)], geometry)
     feature_map[:, :, 7:10, 7:10] = 1.0
-    bright = attention(queries, references, [feature_map], BoxReference())
+    bright = attention(queries, references, [feature_map.view(2, 4, 10, 10)], geometry)
     change = (bright - dark).abs().sum(-1)[0]
     assert change[0] < 1e-6
     assert change[1] > 1e-3
+
+
+def test_what_is_known_of_a_box_is_the_same_in_a_piece_of_the_picture() -> None:
+    """Two boxes in a picture of 128x64, and in the piece of it that starts at (32, 16) and is 64x32."""
+    whole = torch.tensor([[[0.4, 0.5, 0.1, 0.2], [0.45, 0.5, 0.1, 0.2]]])
+    corner, stretch = torch.tensor([32 / 128, 16 / 64, 0, 0]), torch.tensor([2.0, 2.0, 2.0, 2.0])
+    piece = (whole - corner) * stretch
+    large, small = BoxReference((64, 128)), BoxReference((32, 64))
+    assert torch.allclose(large.encode(whole, 16), small.encode(piece, 16), atol=1e-5)
+    assert torch.allclose(large.relate(whole), small.relate(piece), atol=1e-5)
+    # The two are half a width apart, of one size, and share a third of their union.
+    expected = torch.tensor([0.5, 0.0, 0.0, 0.0, 1 / 3])
+    expected[0] = torch.log1p(expected[0])
+    assert torch.allclose(large.relate(whole)[0, 0, 1], expected, atol=1e-5)
+    assert torch.allclose(large.relate(whole)[0, 0, 0, 4], torch.tensor(1.0), atol=1e-5)
 
 
 def test_unknown_settings_are_named() -> None:
