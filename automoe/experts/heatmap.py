@@ -13,13 +13,19 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou_loss
+from torchvision.ops import box_convert, generalized_box_iou_loss, nms
 
 from automoe.experts.pyramid import SeparableConv
 from automoe.losses import gaussian_focal_loss
 
 PRIOR = -4.0
 """Initial class logit (p = 0.018): most cells are background, and the first step should know."""
+
+CANDIDATES = 5
+"""So many peaks for each seed are looked at."""
+
+SAME_OBJECT = 0.5
+"""Peaks whose boxes overlap by this IoU are taken for one object."""
 
 KERNEL = 0.54
 """TTFNet's ratio of the kernel to the box."""
@@ -65,17 +71,31 @@ class HeatmapHead(nn.Module):
 
 
 def select_seeds(logits: Tensor, boxes: Tensor, count: int) -> Seeds:
-    """The `count` highest local maxima of the heatmap, over classes: the queries' starting points.
+    """The `count` highest local maxima of the heatmap, over classes, whose boxes are not one object's: the queries'
+    starting points.
 
-    logits: [B, C, H, W], boxes: [B, H, W, 4]. A cell is a local maximum if no neighbour has a higher best class.
+    logits: [B, C, H, W], boxes: [B, H, W, 4]. A cell is a local maximum if no neighbour has a higher best class. On
+    large objects there are several, so that non-maximum suppression on their boxes chooses (as DETA does, 2022):
+    without it the decoder's first lesson would be to tell copies apart, which takes longer than all others.
     """
     best = logits.detach().amax(dim=1)
     # On the margin of a batch of flat maps many cells tie; topk then takes any, which is fine.
     peaks = torch.where(best == F.max_pool2d(best, 3, stride=1, padding=1), best, best - 1e4)
-    flat = peaks.flatten(1)
-    cells = flat.topk(min(count, flat.shape[1]), dim=1).indices
+    flat, flat_boxes = peaks.flatten(1), boxes.flatten(1, 2)
+    count = min(count, flat.shape[1])
+    scores, candidates = flat.topk(min(CANDIDATES * count, flat.shape[1]), dim=1)
+    corners = box_convert(flat_boxes.detach().gather(1, candidates[..., None].expand(-1, -1, 4)), "cxcywh", "xyxy")
+    cells = torch.stack([c[_distinct(b, s)[:count]] for b, s, c in zip(corners, scores, candidates)])
     picked = logits.flatten(2).transpose(1, 2).gather(1, cells[..., None].expand(-1, -1, logits.shape[1]))
-    return Seeds(picked, boxes.flatten(1, 2).gather(1, cells[..., None].expand(-1, -1, 4)), cells)
+    return Seeds(picked, flat_boxes.gather(1, cells[..., None].expand(-1, -1, 4)), cells)
+
+
+def _distinct(boxes: Tensor, scores: Tensor) -> Tensor:
+    """The order in which candidates are taken [K]: those that no better one covers, then the others; xyxy [K, 4]."""
+    kept = nms(boxes.float(), scores.float(), SAME_OBJECT)
+    others = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    others[kept] = False
+    return torch.cat([kept, others.nonzero().flatten()])
 
 
 def heatmap_targets(
