@@ -20,7 +20,7 @@ from automoe import taxonomy
 from automoe.config import from_dict
 from automoe.experts.backbone import Backbone
 from automoe.experts.expert import CountReducer, ImageExpert
-from automoe.experts.heatmap import HeatmapHead, heatmap_loss, select_seeds
+from automoe.experts.heatmap import HeatmapHead, heatmap_loss, map_of_box, select_seeds
 from automoe.experts.pyramid import FeaturePyramid
 from automoe.experts.query_decoder import BoxReference, QueryDecoder
 from automoe.experts.registry import register_expert
@@ -66,7 +66,7 @@ class DetectionExpert(ImageExpert):
     `forward` takes normalised images [B, 3, H, W] (`normalise`) and returns
       logits [L, B, Q, C] and boxes [L, B, Q, 4] (normalised cxcywh) of every decoder layer, the last one counts;
       seed_logits [B, Q, C], seed_boxes [B, Q, 4]: what the heatmap head alone says;
-      heat_logits [B, C, h, w], heat_boxes [B, h, w, 4]: its maps, for the loss;
+      heat_logits [B, C, h, w], heat_boxes [B, h, w, 4]: lists of its maps, one a stride, for the loss;
       tokens [B, Q, D], token_positions [B, Q, 2] (x, y in [0, 1]): for the policy;
       denoising_logits, denoising_boxes [L, B, M, ...] where denoising boxes were given.
     """
@@ -97,25 +97,28 @@ class DetectionExpert(ImageExpert):
             dropout=config.dropout,
         )
 
-    def forward(self, images: Tensor, denoising_boxes: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, denoising_boxes: Tensor | None = None) -> dict[str, Any]:
         """images: [B, 3, H, W] normalised. denoising_boxes: [B, M, 4] cxcywh, jittered true boxes (training only)."""
         maps = self.pyramid(self.backbone(images))
-        heat_logits, heat_boxes = self.heatmap(maps[0])
+        heats = [self.heatmap(m) for m in maps]
+        heat_logits, heat_boxes = [logits for logits, _ in heats], [boxes for _, boxes in heats]
         seeds = select_seeds(heat_logits, heat_boxes, self.config.num_queries)
         logits, boxes = seeds.logits.detach(), seeds.boxes.detach()
-        fine = maps[0].flatten(2).transpose(1, 2)
-        content = fine.gather(1, seeds.cells[..., None].expand(-1, -1, fine.shape[-1]))
+        cells = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
+        content = cells.gather(1, seeds.cells[..., None].expand(-1, -1, cells.shape[-1]))
         extra, blocked = 0, None
         if denoising_boxes is not None:
             extra = denoising_boxes.shape[1]
-            content = torch.cat([content, _sample(maps[0], denoising_boxes[..., :2])], dim=1)
-            logits = torch.cat([logits, _sample(heat_logits.detach(), denoising_boxes[..., :2])], dim=1)
+            level = map_of_box(denoising_boxes, maps)
+            content = torch.cat([content, _sample(maps, denoising_boxes, level)], dim=1)
+            said = _sample([m.detach() for m in heat_logits], denoising_boxes, level)
+            logits = torch.cat([logits, said], dim=1)
             boxes = torch.cat([boxes, denoising_boxes.to(boxes.dtype)], dim=1)
             blocked = self._blocked(boxes.shape[1] - extra, extra, images.device)
         geometry = BoxReference((images.shape[-2], images.shape[-1]))
         decoded = self.decoder(self.content(content), logits, boxes, maps, geometry, blocked)
         count = boxes.shape[1] - extra
-        out = {
+        out: dict[str, Any] = {
             "logits": decoded.logits[:, :, :count],
             "boxes": decoded.references[:, :, :count],
             "seed_logits": seeds.logits,
@@ -192,10 +195,12 @@ class DetectionScores:
         self.heatmap.merge([state[1] for state in states])
 
 
-def _sample(feature_map: Tensor, centers: Tensor) -> Tensor:
-    """[B, D, H, W] at x, y in [0, 1] ([B, M, 2]), bilinearly: [B, M, D]."""
-    grid = (centers * 2 - 1)[:, :, None].to(feature_map.dtype)
-    return F.grid_sample(feature_map, grid, align_corners=False, padding_mode="border")[..., 0].transpose(1, 2)
+def _sample(maps: list[Tensor], boxes: Tensor, level: Tensor) -> Tensor:
+    """Maps [B, D, H, W] at the centres of boxes [B, M, 4] cxcywh, bilinearly, each in its `level` [B, M]: [B, M, D]."""
+    grid = (boxes[..., :2] * 2 - 1)[:, :, None].to(maps[0].dtype)
+    on_each = torch.stack([F.grid_sample(m, grid, align_corners=False, padding_mode="border")[..., 0] for m in maps])
+    index = level[None, :, None].expand(1, -1, on_each.shape[2], -1)
+    return on_each.gather(0, index)[0].transpose(1, 2)
 
 
 def make_denoising(
@@ -250,7 +255,7 @@ class DetectionCriterion:
         return self.losses(model(model.normalise(batch["image"]), boxes), targets, source)
 
     def losses(
-        self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]], source: Tensor | None = None
+        self, outputs: dict[str, Any], targets: list[dict[str, Tensor]], source: Tensor | None = None
     ) -> dict[str, Tensor]:
         """targets: per image `boxes` [N, 4] cxcywh, `labels` [N], `ignored` [N]; source: see `make_denoising`."""
         c = self.config
@@ -289,7 +294,7 @@ class DetectionCriterion:
         losses["loss"] = torch.stack(list(losses.values())).sum()
         return losses
 
-    def _broken(self, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _broken(self, outputs: dict[str, Any], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The loss of predictions that are not finite: not finite either, so that the engine stops all processes and
         names the samples. Counts are exchanged as ever: the other processes wait for them."""
         dense = heatmap_loss(outputs["heat_logits"], outputs["heat_boxes"], targets, self.reduce_count)

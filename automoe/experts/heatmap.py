@@ -1,8 +1,9 @@
 """The dense head that teaches a DETR-style expert to see within minutes: class heatmaps and boxes at every cell.
 
 It is trained one-to-many on gaussians around the objects (CenterNet's heatmap with TTFNet's box-shaped kernels and
-box regression over the whole kernel), and its peaks become the queries of the decoder. Nothing here is needed beyond
-that, so at inference it costs what query selection costs.
+box regression over the whole kernel), each object on the map that suits its size, with the same weights on all maps
+(FCOS). Its peaks become the queries of the decoder. Nothing here is needed beyond that, so at inference it costs what
+query selection costs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from automoe.losses import gaussian_focal_loss
 PRIOR = -4.0
 """Initial class logit (p = 0.018): most cells are background, and the first step should know."""
 
+CELLS_ACROSS = 8
+"""An object belongs to the finest map on which its longer side spans at most so many cells."""
+
 CANDIDATES = 5
 """So many peaks for each seed are looked at."""
 
@@ -33,7 +37,8 @@ KERNEL = 0.54
 
 @dataclass(frozen=True)
 class Seeds:
-    """The peaks of the heatmap. logits: [B, K, C]; boxes: [B, K, 4] cxcywh; cells: int64 [B, K] in the flat map."""
+    """The peaks of the heatmaps. logits: [B, K, C]; boxes: [B, K, 4] cxcywh; cells: int64 [B, K], counted through all
+    maps, row by row."""
 
     logits: Tensor
     boxes: Tensor
@@ -41,7 +46,8 @@ class Seeds:
 
 
 class HeatmapHead(nn.Module):
-    """Class logits [B, C, H, W] and boxes [B, H, W, 4] (normalised cxcywh) from one feature map [B, D, H, W]."""
+    """Class logits [B, C, H, W] and boxes [B, H, W, 4] (normalised cxcywh) from a feature map [B, D, H, W] of any
+    stride."""
 
     def __init__(self, width: int, num_classes: int, depth: int = 1) -> None:
         super().__init__()
@@ -70,24 +76,43 @@ class HeatmapHead(nn.Module):
         return logits, box_convert(boxes, "xyxy", "cxcywh")
 
 
-def select_seeds(logits: Tensor, boxes: Tensor, count: int) -> Seeds:
-    """The `count` highest local maxima of the heatmap, over classes, whose boxes are not one object's: the queries'
+def map_of_box(boxes: Tensor, maps: list[Tensor]) -> Tensor:
+    """Which map each box belongs to: int64 [...] for normalised cxcywh boxes [..., 4]; maps [..., H, W], fine first."""
+    index = torch.zeros(boxes.shape[:-1], dtype=torch.int64, device=boxes.device)
+    for feature_map in maps[:-1]:
+        height, width = feature_map.shape[-2:]
+        across = (boxes[..., 2:] * boxes.new_tensor([width, height])).amax(dim=-1)
+        index += across > CELLS_ACROSS
+    return index
+
+
+def select_seeds(logits: list[Tensor], boxes: list[Tensor], count: int) -> Seeds:
+    """The `count` highest local maxima of the heatmaps, over classes, whose boxes are not one object's: the queries'
     starting points.
 
-    logits: [B, C, H, W], boxes: [B, H, W, 4]. A cell is a local maximum if no neighbour has a higher best class. On
-    large objects there are several, so that non-maximum suppression on their boxes chooses (as DETA does, 2022):
-    without it the decoder's first lesson would be to tell copies apart, which takes longer than all others.
+    logits: [B, C, H, W], boxes: [B, H, W, 4] of each map. A cell is a local maximum if no neighbour has a higher best
+    class. On large objects there are several, so that non-maximum suppression on their boxes chooses (as DETA does,
+    2022): without it the decoder's first lesson would be to tell copies apart, which takes longer than all others.
     """
-    best = logits.detach().amax(dim=1)
-    # On the margin of a batch of flat maps many cells tie; topk then takes any, which is fine.
-    peaks = torch.where(best == F.max_pool2d(best, 3, stride=1, padding=1), best, best - 1e4)
-    flat, flat_boxes = peaks.flatten(1), boxes.flatten(1, 2)
+    found = []
+    for one in logits:
+        best = one.detach().amax(dim=1)
+        # On the margin of a batch of flat maps many cells tie; topk then takes any, which is fine.
+        peaks = torch.where(best == F.max_pool2d(best, 3, stride=1, padding=1), best, best - 1e4)
+        found.append(peaks.flatten(1))
+    flat = torch.cat(found, dim=1)
+    flat_boxes = torch.cat([one.flatten(1, 2) for one in boxes], dim=1)
+    flat_logits = torch.cat([one.flatten(2) for one in logits], dim=2).transpose(1, 2)
     count = min(count, flat.shape[1])
     scores, candidates = flat.topk(min(CANDIDATES * count, flat.shape[1]), dim=1)
-    corners = box_convert(flat_boxes.detach().gather(1, candidates[..., None].expand(-1, -1, 4)), "cxcywh", "xyxy")
+    corners = box_convert(_rows(flat_boxes.detach(), candidates), "cxcywh", "xyxy")
     cells = torch.stack([c[_distinct(b, s)[:count]] for b, s, c in zip(corners, scores, candidates)])
-    picked = logits.flatten(2).transpose(1, 2).gather(1, cells[..., None].expand(-1, -1, logits.shape[1]))
-    return Seeds(picked, flat_boxes.gather(1, cells[..., None].expand(-1, -1, 4)), cells)
+    return Seeds(_rows(flat_logits, cells), _rows(flat_boxes, cells), cells)
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """Of values [B, N, D] those at index [B, K]: [B, K, D]."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def _distinct(boxes: Tensor, scores: Tensor) -> Tensor:
@@ -149,26 +174,36 @@ def heatmap_targets(
 
 
 def heatmap_loss(
-    logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]], count: Callable[[int], float]
+    logits: list[Tensor],
+    boxes: list[Tensor],
+    targets: list[dict[str, Tensor]],
+    count: Callable[[int], float],
 ) -> dict[str, Tensor]:
     """Focal loss on the heatmaps and GIoU loss on the boxes, both per object over all processes.
 
-    logits: [B, C, H, W]; boxes: [B, H, W, 4] normalised cxcywh; targets: per image `boxes`, `labels`, `ignored`.
-    count: turns this process's number of objects into the mean over processes, at least 1.
+    logits: [B, C, H, W]; boxes: [B, H, W, 4] normalised cxcywh, of each map; targets: per image `boxes`, `labels`,
+    `ignored`. count: turns this process's number of objects into the mean over processes, at least 1.
     """
-    _, num_classes, height, width = logits.shape
-    made = [heatmap_targets(t["boxes"], t["labels"], t["ignored"], num_classes, height, width) for t in targets]
-    heat = torch.stack([m[0] for m in made])
-    weight = torch.stack([m[1] for m in made])[:, None]
     normal = count(int(sum(int((~t["ignored"]).sum()) for t in targets)))
-    box_loss = boxes.sum() * 0.0
-    for predicted, target, (_, _, owner, share) in zip(boxes, targets, made):
-        rows = owner >= 0
-        if bool(rows.any()):
-            wanted = box_convert(target["boxes"][owner[rows]].float(), "cxcywh", "xyxy")
-            got = box_convert(predicted[rows].float(), "cxcywh", "xyxy")
-            box_loss = box_loss + (generalized_box_iou_loss(got, wanted) * share[rows]).sum()
-    return {
-        "heatmap": gaussian_focal_loss(logits.float(), heat, weight) / normal,
-        "heatmap_giou": box_loss / normal,
-    }
+    levels = [map_of_box(t["boxes"], logits) for t in targets]
+    heat_loss = logits[0].new_zeros(())
+    box_loss = torch.stack([one.sum() for one in boxes]).sum() * 0.0
+    for level, (map_logits, map_boxes) in enumerate(zip(logits, boxes)):
+        _, num_classes, height, width = map_logits.shape
+        heats, weights = [], []
+        for predicted, target, level_of_box in zip(map_boxes, targets, levels):
+            # Objects of other maps are background here; ignored regions are ignored on all.
+            here = target["ignored"] | (level_of_box == level)
+            own = {key: target[key][here] for key in ("boxes", "labels", "ignored")}
+            heat, weight, owner, share = heatmap_targets(**own, num_classes=num_classes, height=height, width=width)
+            heats.append(heat)
+            weights.append(weight)
+            rows = owner >= 0
+            if bool(rows.any()):
+                wanted = box_convert(own["boxes"][owner[rows]].float(), "cxcywh", "xyxy")
+                got = box_convert(predicted[rows].float(), "cxcywh", "xyxy")
+                box_loss = box_loss + (generalized_box_iou_loss(got, wanted) * share[rows]).sum()
+        heat_loss = heat_loss + gaussian_focal_loss(
+            map_logits.float(), torch.stack(heats), torch.stack(weights)[:, None]
+        )
+    return {"heatmap": heat_loss / normal, "heatmap_giou": box_loss / normal}

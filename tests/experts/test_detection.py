@@ -42,7 +42,7 @@ def test_outputs_have_the_documented_shapes(expert: DetectionExpert) -> None:
     assert out["seed_logits"].shape == (2, 30, 10)
     assert out["tokens"].shape == (2, 30, 32)
     assert out["token_positions"].shape == (2, 30, 2)
-    assert out["heat_logits"].shape == (2, 10, 16, 24)
+    assert [m.shape for m in out["heat_logits"]] == [(2, 10, 16, 24), (2, 10, 8, 12), (2, 10, 4, 6), (2, 10, 2, 3)]
     assert ((out["boxes"] >= 0) & (out["boxes"] <= 1.5)).all()
 
 
@@ -70,8 +70,8 @@ def test_background_is_trained(expert: DetectionExpert) -> None:
     outputs = {
         "logits": logits,
         "boxes": torch.full((2, 1, 5, 4), 0.5),
-        "heat_logits": torch.zeros(1, 10, 4, 4),
-        "heat_boxes": torch.full((1, 4, 4, 4), 0.5),
+        "heat_logits": [torch.zeros(1, 10, 4, 4)],
+        "heat_boxes": [torch.full((1, 4, 4, 4), 0.5)],
     }
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     losses = criterion.losses(outputs, [empty | {"ignored": torch.zeros(0, dtype=torch.bool)}])
@@ -87,8 +87,8 @@ def test_predictions_over_ignored_regions_are_not_pushed_down(expert: DetectionE
     outputs = {
         "logits": logits,
         "boxes": boxes,
-        "heat_logits": torch.zeros(1, 10, 4, 4),
-        "heat_boxes": torch.full((1, 4, 4, 4), 0.5),
+        "heat_logits": [torch.zeros(1, 10, 4, 4)],
+        "heat_boxes": [torch.full((1, 4, 4, 4), 0.5)],
     }
     region = {
         "boxes": torch.tensor([[0.25, 0.5, 0.3, 0.3]]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from automoe.experts.heatmap import HeatmapHead, heatmap_loss, heatmap_targets, select_seeds
+from automoe.experts.heatmap import HeatmapHead, heatmap_loss, heatmap_targets, map_of_box, select_seeds
 
 
 def target(boxes: list[list[float]], labels: list[int], ignored: list[bool] | None = None) -> dict[str, torch.Tensor]:
@@ -48,7 +48,7 @@ def test_ignored_regions_teach_nothing_but_objects_in_them_count() -> None:
 def test_loss_is_finite_and_has_a_gradient_without_any_box() -> None:
     head = HeatmapHead(16, 3)
     logits, boxes = head(torch.randn(2, 16, 8, 12))
-    losses = heatmap_loss(logits, boxes, [target([], []), target([], [])], lambda n: max(1.0, n))
+    losses = heatmap_loss([logits], [boxes], [target([], []), target([], [])], lambda n: max(1.0, n))
     sum(losses.values()).backward()
     assert all(torch.isfinite(v) for v in losses.values())
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in head.parameters())
@@ -61,11 +61,11 @@ def test_a_perfect_map_has_its_objects_as_seeds_and_no_box_loss() -> None:
     boxes = torch.full((1, 20, 40, 4), 0.5)
     for index in (0, 1):
         boxes[0][owner == index] = wanted["boxes"][index]
-    seeds = select_seeds(logits, boxes, 2)
+    seeds = select_seeds([logits], [boxes], 2)
     order = seeds.boxes[0, :, 0].argsort()
     assert torch.allclose(seeds.boxes[0, order], wanted["boxes"])
     assert seeds.logits[0, order].argmax(dim=1).tolist() == [2, 0]
-    assert heatmap_loss(logits, boxes, [wanted], float)["heatmap_giou"] < 1e-5
+    assert heatmap_loss([logits], [boxes], [wanted], float)["heatmap_giou"] < 1e-5
 
 
 def test_boxes_of_the_head_surround_their_cells() -> None:
@@ -73,3 +73,42 @@ def test_boxes_of_the_head_surround_their_cells() -> None:
     xs = (torch.arange(20) + 0.5) / 20
     assert (boxes[0, :, :, 0] - boxes[0, :, :, 2] / 2 < xs[None]).all()
     assert (boxes[0, :, :, 0] + boxes[0, :, :, 2] / 2 > xs[None]).all()
+
+
+def test_boxes_belong_to_the_finest_map_that_they_do_not_fill() -> None:
+    maps = [torch.zeros(1, 8, size, 2 * size) for size in (32, 16, 8)]
+    # Of 64 cells across 0.1 is 6.4, 0.2 is 12.8 and on the next map 6.4, 0.6 is more than 8 on both.
+    boxes = torch.tensor([[0.5, 0.5, 0.1, 0.01], [0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.1, 0.6], [0.5, 0.5, 0.6, 0.1]])
+    assert map_of_box(boxes, maps).tolist() == [0, 1, 2, 2]
+
+
+def test_every_object_is_taught_on_one_map_and_background_on_the_others() -> None:
+    wanted = target([[0.25, 0.5, 0.05, 0.1], [0.6, 0.5, 0.5, 0.8]], [0, 1])
+    logits = [torch.full((1, 2, size, 2 * size), -8.0, requires_grad=True) for size in (32, 8)]
+    boxes = [torch.full((1, size, 2 * size, 4), 0.5, requires_grad=True) for size in (32, 8)]
+    losses = heatmap_loss(logits, boxes, [wanted], float)
+    sum(losses.values()).backward()
+    fine, coarse = (one.grad for one in logits)
+    assert fine is not None
+    assert coarse is not None
+    # Only an object's own cell wants more; nothing wants the other class there.
+    assert (fine[0, 0] < 0).nonzero().tolist() == [[16, 16]]
+    assert (coarse[0, 1] < 0).nonzero().tolist() == [[4, 9]]
+    assert (fine[0, 1] >= 0).all()
+    assert (coarse[0, 0] >= 0).all()
+
+
+def test_seeds_are_different_objects() -> None:
+    """Three peaks, two of which say nearly the same box on two maps: the weaker of them comes last."""
+    logits = [torch.full((1, 1, 8, 8), -9.0), torch.full((1, 1, 4, 4), -9.0)]
+    boxes = [torch.full((1, 8, 8, 4), 0.1), torch.full((1, 4, 4, 4), 0.1)]
+    for level, (y, x), score, box in (
+        (0, (2, 2), 3.0, [0.3, 0.3, 0.2, 0.2]),
+        (1, (1, 1), 2.0, [0.31, 0.3, 0.2, 0.2]),
+        (0, (6, 6), 1.0, [0.8, 0.8, 0.2, 0.2]),
+    ):
+        logits[level][0, 0, y, x] = score
+        boxes[level][0, y, x] = torch.tensor(box)
+    seeds = select_seeds(logits, boxes, 2)
+    assert seeds.logits.flatten().tolist() == [3.0, 1.0]
+    assert seeds.cells.flatten().tolist() == [18, 54]
