@@ -33,7 +33,7 @@ from automoe.taxonomy import BDD_DETECTION
 if TYPE_CHECKING:
     from automoe.world.renderer import Renderer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TRAIN_TOWNS: tuple[str, ...] = tuple(f"bdd-train-{index:02d}" for index in range(1, 11))
 VAL_TOWNS: tuple[str, ...] = tuple(f"bdd-val-{index:02d}" for index in range(1, 5))
 SPLITS = ("train", "val")
