@@ -12,6 +12,10 @@ whole-array assignments alone would take half as long again as all the rest.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numba.core.extending import intrinsic
@@ -31,6 +35,25 @@ _FAST = {"nnan", "nsz", "reassoc", "contract"}
 _inner = njit(fastmath=_FAST)
 
 
+def _kept_on_disk(signature: str, **options: Any) -> Callable[[Callable], Callable]:
+    """`njit` whose result later processes load; where nothing can be written it says so and compiles every time."""
+
+    def compiled(function: Callable) -> Callable:
+        try:
+            return njit(signature, cache=True, nogil=True, **options)(function)
+        except RuntimeError as error:
+            if "cache" not in str(error):
+                raise
+            warnings.warn(
+                f"The matcher's compiled code cannot be kept ({error}); every process compiles it anew. "
+                "Set NUMBA_CACHE_DIR to a folder that can be written.",
+                stacklevel=2,
+            )
+            return njit(signature, nogil=True, **options)(function)
+
+    return compiled
+
+
 @intrinsic
 def _lesser(typing_context, one, other):
     """The lesser of two floats of one type. Python's `min` comes without the flags that let LLVM vectorise it."""
@@ -43,11 +66,9 @@ def _lesser(typing_context, one, other):
     return one(one, one), generate
 
 
-@njit(
+@_kept_on_disk(
     "void(float32[:,:,::1], float32[:,:,:,::1], float32[:,:,:,::1], int64[::1], float32[:,::1], int64[::1], "
     "float32, float32)",
-    cache=True,
-    nogil=True,
     error_model="numpy",
     fastmath=_FAST,
 )
@@ -116,7 +137,7 @@ def _place(values, value, places):
     return int(place)
 
 
-@njit("boolean(float32[:,::1], int64[::1], int64[::1], int64[::1])", cache=True, nogil=True, fastmath=_FAST)
+@_kept_on_disk("boolean(float32[:,::1], int64[::1], int64[::1], int64[::1])", fastmath=_FAST)
 def assign(costs_RQ, start_P, size_P, taken_R):
     """Solve each problem of rows `start_P` and on, at most as many as columns: write the column of each row.
 

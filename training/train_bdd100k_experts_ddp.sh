@@ -69,8 +69,6 @@ for name in EXTRA_ARGS OUTPUT_ROOT LIMIT MAX_STEPS SEED NUM_WORKERS WEIGHT_DECAY
   resume="$name=$(printf %q "$value") $resume"
 done
 export AUTOMOE_RESUME_COMMAND=$resume
-# On a CPU that something else uses too, waiting threads that spin can make a step ten times as long.
-export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
 
 launch() {  # one process, or torchrun with NUM_GPUS of them, in place of the subshell, so that signals reach it
   # WORLD_SIZE and its kin in the user's shell are none of torchrun's business.

@@ -29,7 +29,7 @@ class AugmentConfig:
     """How far training pictures are varied.
 
     Attributes:
-        scale: range of the zoom, 1 = the whole image just fits; log-uniform. Above 1 crops, below 1 pads.
+        scale: range of the zoom, 1 = the whole image just fits the network's input; log-uniform.
         stretch: greatest relative change of the aspect ratio.
         flip: probability of a mirror image.
         brightness, contrast, saturation, gamma: greatest relative change; hue: greatest turn in degrees.

@@ -1,7 +1,8 @@
 """The C library's memory on a CPU: what a training step frees stays with the process, for the next step.
 
-By default glibc gives every block of more than some hundred kilobytes back to the system when it is freed, and the
-system hands it out again page by page, each zeroed: with tensors of megabytes that was an eighth of a training step.
+By default glibc gives large blocks back to the system when they are freed (those of more than 32 MB always, smaller
+ones whenever the top of the heap is free), and the system hands them out again page by page, each zeroed. That was an
+eighth of a training step.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 
 # Names of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-_NEVER = 2**31 - 1
+_NEVER = -1
 
 
 def keep_freed_memory() -> bool:

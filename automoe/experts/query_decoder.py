@@ -215,6 +215,7 @@ class QueryDecoder(nn.Module):
         blocked: bool [Q, Q], True where i may not see j."""
         all_logits, all_references = [], []
         by_head = [m.reshape(-1, m.shape[1] // self.heads, *m.shape[2:]) for m in maps]
+        # Of the seeds, once for all layers: references move little afterwards, and the pairs are many.
         bias = self.relation(geometry.relate(references)).permute(0, 3, 1, 2)
         if blocked is not None:
             bias = bias.masked_fill(blocked, -torch.inf)

@@ -24,6 +24,9 @@ from automoe.experts.expert import ExpertStep, ImageExpert
 from automoe.experts.registry import build_expert
 from automoe.stages.entry import command_line
 
+COARSEST_STRIDE = 32
+"""Of the experts' feature maps."""
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -38,6 +41,14 @@ class StageConfig:
     backbone_lr_factor: float = 1.0
     """The backbone learns at this share of the learning rate: it knows something already."""
     eval_batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        # Otherwise the coarse maps of whole inputs would not lie where those of pieces lie, nor where boxes are said.
+        for name, size in (("size", self.size), ("crop", self.crop or self.size)):
+            if not all(side > 0 and side % COARSEST_STRIDE == 0 for side in size):
+                raise ConfigError(f"{name} is {list(size)}; give multiples of {COARSEST_STRIDE} for height and width.")
+        if self.crop and any(piece > whole for piece, whole in zip(self.crop, self.size)):
+            raise ConfigError(f"crop is {list(self.crop)}, larger than the size {list(self.size)} that it is cut from.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,9 +291,10 @@ def layer_groups(model: ImageExpert, engine: EngineConfig, backbone_factor: floa
 def describe(kind: str, train_set: PreparedDataset, val_set: PreparedDataset, stage: StageConfig, run_dir: Path) -> str:
     """What is about to be trained, in a line."""
     height, width = stage.size
+    pieces = f" in pieces of {stage.crop[1]}x{stage.crop[0]}" if stage.crop else ""
     return (
         f"Training the {kind} expert on {len(train_set)} images ({len(val_set)} for validation) "
-        f"at {width}x{height}; run folder {run_dir}"
+        f"at {width}x{height}{pieces}; run folder {run_dir}"
     )
 
 

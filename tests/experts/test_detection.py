@@ -59,8 +59,27 @@ def test_losses_are_finite_whatever_the_boxes(expert: DetectionExpert, counts: l
     losses["loss"].backward()
     assert all(torch.isfinite(value) for value in losses.values())
     trained = [p for p in expert.parameters() if p.requires_grad]
-    assert all(torch.isfinite(p.grad).all() for p in trained if p.grad is not None)
+    # Every one has a gradient: DDP waits for those of all parameters.
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained)
     expert.zero_grad()
+
+
+@pytest.mark.parametrize(("size", "bf16"), [((64, 96), True), ((70, 101), False), ((32, 32), False)])
+def test_other_sizes_and_bf16_train_as_well(expert: DetectionExpert, size: tuple[int, int], bf16: bool) -> None:
+    one = batch([3])
+    one["image"] = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+    for head in expert.decoder.class_heads:
+        torch.nn.init.normal_(head.weight, std=0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        losses = ExpertStep(expert.train(), float)(one)
+    losses["loss"].backward()
+    assert torch.isfinite(losses["loss"])
+    relation = expert.decoder.relation[0].weight.grad
+    assert relation is not None
+    assert relation.abs().sum() > 0  # how boxes lie to each other is learnt from
+    expert.zero_grad()
+    for head in expert.decoder.class_heads:
+        torch.nn.init.zeros_(head.weight)
 
 
 def test_background_is_trained(expert: DetectionExpert) -> None:

@@ -30,7 +30,7 @@ THIN = {"frozen_stages": 3, "balance": 0.5, "dice_weight": 1.0, "refine": 1}
 SETTINGS: dict[str, dict[str, Any]] = {
     "detection": {"size": [352, 640], "steps": 150, "model": {"frozen_stages": 3}},
     "segmentation": {"size": [416, 736], "steps": 240, "model": THIN},
-    "drivable": {"size": [176, 320], "steps": 100, "model": {"frozen_stages": 3}},
+    "drivable": {"size": [192, 320], "steps": 100, "model": {"frozen_stages": 3}},
 }
 AT_LEAST = {"detection": ("AP50", 90.0), "segmentation": ("mIoU", 90.0), "drivable": ("mIoU_3class", 90.0)}
 

@@ -18,6 +18,7 @@ from bdd100k_tree import write_bdd100k_tree
 
 from automoe.config import from_dict
 from automoe.engine.config import EngineConfig
+from automoe.errors import ConfigError
 from automoe.experts.inference import load_expert
 from automoe.experts.registry import build_expert
 from automoe.stages.bdd100k import component_of
@@ -190,6 +191,35 @@ def test_every_profile_on_disk_is_valid(task: str, profile: str) -> None:
     from_dict(EngineConfig, {**stage.engine, "metric": model.metric}, "engine")
     assert stage.size[0] % 32 == 0
     assert stage.size[1] % 32 == 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        ({"size": [360, 640]}, r"size is \[360, 640\].*multiples of 32"),
+        ({"size": [96, 96], "crop": [0, 64]}, r"crop is \[0, 64\].*multiples of 32"),
+        ({"size": [96, 96], "crop": [64, 128]}, r"crop is \[64, 128\], larger than the size \[96, 96\]"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_named(tmp_path: Path, sizes: dict[str, list[int]], sentence: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(sizes))
+    with pytest.raises(ConfigError, match=sentence):
+        load_stage_config(component_of("drivable"), TrainFlags(config=path))
+
+
+def test_a_run_goes_on_only_with_the_same_crop(data_root: Path, tmp_path: Path, run_here: RunHere) -> None:
+    words = command("drivable", data_root, tmp_path / "out", "--max_steps", "2")
+    path = config(tmp_path, "drivable")
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | {"crop": [32, 64]}))
+    code, out, err = run_here(words)
+    assert code == 0, err
+    assert "at 96x64 in pieces of 64x32" in out
+    path.write_text(json.dumps(whole))
+    code, _, err = run_here([*words[:-1], "3"])
+    assert code == 2
+    assert "crop" in err
 
 
 def test_epochs_mean_epochs_whatever_bound_the_profile_has() -> None:
