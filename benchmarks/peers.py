@@ -7,11 +7,11 @@
 The peers are RT-DETRv2 and SegFormer of `transformers` (`pip install 'automoe[peers]'`), on the same backbone with the
 same ImageNet weights (see peers_models.py); the row `scratch` is the whole of SegFormer-B0 from random weights.
 
-What is equal for all: the prepared data, input size, augmentation, batch size, the order of samples, the training loop
-with its schedule and averaged weights, the choice of the best evaluation, the code that scores, the machine, and the
-training minutes. What is a model's own: its losses and its optimizer's settings. The seconds of a step are measured
-first, for each model of a task, and the number of steps follows from them, so that every cosine schedule ends with the
-budget; what training took in truth is recorded beside it. Evaluation is not training time.
+What is equal for all: the prepared data, input size, crops, augmentation, batch size, the order of samples, the
+training loop with its schedule and averaged weights, the choice of the best evaluation, the code that scores, the
+machine, and the training minutes. What is a model's own: its losses and its optimizer's settings. The seconds of a
+step are measured first, for each model of a task, and the number of steps follows from them, so that every cosine
+schedule ends with the budget; what training took in truth is recorded beside it. Evaluation is not training time.
 
 --reuse takes trained checkpoints of ours (best.pth of the trainers) instead of training ours again: the budget of the
 peers is then what that whole run took, also where its best weights are from an earlier evaluation.
@@ -42,7 +42,7 @@ from torch import Tensor
 from automoe.config import from_dict, project_root
 from automoe.data.dataset import PreparedDataset, collate
 from automoe.data.prepared import PreparedInfo
-from automoe.data.transforms import EvalTransform, TrainTransform
+from automoe.data.transforms import EvalTransform
 from automoe.engine import checkpoint
 from automoe.engine.checkpoint import write_text
 from automoe.engine.config import EngineConfig
@@ -181,7 +181,7 @@ def open_arena(task: str, options: argparse.Namespace, dist: Distributed) -> Are
     if options.eval_every is not None:
         stage = replace(stage, engine={**stage.engine, "eval_every": options.eval_every})
     train, val = prepare_splits(options.data_root, task, options.prepared_dir, dist)
-    transform = TrainTransform(stage.size, stage.augment)
+    transform = stage.train_transform()
     return Arena(
         task,
         options.profile,

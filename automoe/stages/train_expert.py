@@ -50,6 +50,10 @@ class StageConfig:
         if self.crop and any(piece > whole for piece, whole in zip(self.crop, self.size)):
             raise ConfigError(f"crop is {list(self.crop)}, larger than the size {list(self.size)} that it is cut from.")
 
+    def train_transform(self) -> TrainTransform:
+        """What training does to a picture: pieces of the input, or all of it, under the augmentation."""
+        return TrainTransform(self.crop or self.size, self.augment, self.size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags:
@@ -162,7 +166,7 @@ def train_expert(
         train_set = PreparedDataset(
             train_info.path,
             kind,
-            TrainTransform(stage.crop or stage.size, stage.augment, stage.size),
+            stage.train_transform(),
             seed=engine.seed,
             limit=flags.limit,
         )
