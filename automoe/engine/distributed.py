@@ -141,8 +141,8 @@ def setup(device: str = "auto") -> Distributed:
         dist = Distributed(device=_choose_device(device, local_rank=0, world_size=1))
         if dist.device.type == "cpu":
             keep_freed_memory()
-        if device == "auto" and dist.device.type == "cpu":
-            dist.say("No CUDA device found: using the CPU.")
+            if device == "auto":
+                dist.say("No CUDA device found: using the CPU.")
         return dist
 
     rank, local_rank = _environment_int("RANK"), _environment_int("LOCAL_RANK")

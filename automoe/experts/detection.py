@@ -20,7 +20,7 @@ from automoe import taxonomy
 from automoe.config import from_dict
 from automoe.experts.backbone import Backbone
 from automoe.experts.expert import CountReducer, ImageExpert
-from automoe.experts.heatmap import HeatmapHead, heatmap_loss, map_of_box, select_seeds
+from automoe.experts.heatmap import HeatmapHead, heatmap_loss, map_of_box, rows_at, select_seeds
 from automoe.experts.pyramid import FeaturePyramid
 from automoe.experts.query_decoder import BoxReference, QueryDecoder
 from automoe.experts.registry import register_expert
@@ -105,7 +105,7 @@ class DetectionExpert(ImageExpert):
         seeds = select_seeds(heat_logits, heat_boxes, self.config.num_queries)
         logits, boxes = seeds.logits.detach(), seeds.boxes.detach()
         cells = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
-        content = cells.gather(1, seeds.cells[..., None].expand(-1, -1, cells.shape[-1]))
+        content = rows_at(cells, seeds.cells)
         extra, blocked = 0, None
         if denoising_boxes is not None:
             extra = denoising_boxes.shape[1]

@@ -105,12 +105,12 @@ def select_seeds(logits: list[Tensor], boxes: list[Tensor], count: int) -> Seeds
     flat_logits = torch.cat([one.flatten(2) for one in logits], dim=2).transpose(1, 2)
     count = min(count, flat.shape[1])
     scores, candidates = flat.topk(min(CANDIDATES * count, flat.shape[1]), dim=1)
-    corners = box_convert(_rows(flat_boxes.detach(), candidates), "cxcywh", "xyxy")
+    corners = box_convert(rows_at(flat_boxes.detach(), candidates), "cxcywh", "xyxy")
     cells = torch.stack([c[_distinct(b, s)[:count]] for b, s, c in zip(corners, scores, candidates)])
-    return Seeds(_rows(flat_logits, cells), _rows(flat_boxes, cells), cells)
+    return Seeds(rows_at(flat_logits, cells), rows_at(flat_boxes, cells), cells)
 
 
-def _rows(values: Tensor, index: Tensor) -> Tensor:
+def rows_at(values: Tensor, index: Tensor) -> Tensor:
     """Of values [B, N, D] those at index [B, K]: [B, K, D]."""
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
