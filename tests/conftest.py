@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = Path(os.environ.get("AUTOMOE_FIXTURES") or ROOT.parent / "shared" / "fixtures")
@@ -26,3 +27,12 @@ def fixtures() -> Callable[[str], Path]:
         pytest.skip(message)
 
     return find
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums depend on the number of threads; and many small networks are quickest with one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -39,6 +39,7 @@ from automoe.data.shards import (
     write_atomically,
 )
 from automoe.errors import DataError
+from automoe.machine import available_cores
 
 PREPARED_DIR = "automoe_prepared"
 """Folder inside a raw tree that holds its prepared sets, unless another place is given."""
@@ -381,7 +382,7 @@ def _lock(out: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _default_workers() -> int:
-    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(16, available_cores())
 
 
 # --- is it still the same source? ---

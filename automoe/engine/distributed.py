@@ -19,6 +19,7 @@ from torch import Tensor
 
 from automoe.engine.memory import keep_freed_memory
 from automoe.errors import AutoMoEError, ConfigError
+from automoe.machine import available_cores
 
 T = TypeVar("T")
 
@@ -171,13 +172,6 @@ def setup(device: str = "auto") -> Distributed:
     if device == "auto" and chosen.type == "cpu":
         dist.say(f"No CUDA device found: using the CPU, {world_size} processes with gloo.")
     return dist
-
-
-def available_cores() -> int:
-    """Cores this process may use (a container's or a batch system's share, not the machine's)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _choose_device(device: str, local_rank: int, world_size: int) -> torch.device:

@@ -9,7 +9,6 @@ alternative and skip pixels whose truth is background; the ordinary ones over th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from automoe.errors import DataError
+from automoe.machine import available_cores
 from automoe.metrics.scalabel import Frame, check_names, frame_mask, pair_frames, read_frames
 from automoe.taxonomy import DRIVABLE, DRIVABLE_OFFICIAL, IGNORE_INDEX, SEMANTIC
 
@@ -221,7 +221,7 @@ def score_segmentation(task: SegmentationTask, truth: Path, predicted: Path) -> 
         return name, one.confusion()
 
     # Decoding a PNG releases the interpreter lock; a worker holds two masks at most.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as workers:
+    with ThreadPoolExecutor(max_workers=min(8, available_cores())) as workers:
         for name, counts in workers.map(count, pairs):
             metrics.add_counts(name, counts)
     return metrics.compute()

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from automoe.errors import WorldError
+from automoe.machine import available_cores
 from automoe.taxonomy import BDD_DETECTION
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def export_bdd100k(
     _claim(out, plan)
     waiting = [frame for frame in plan.frames() if not _sidecar(out, plan, *frame).is_file()]
     done = train + val - len(waiting)
-    count = max(1, min(workers or os.cpu_count() or 1, len(waiting)))
+    count = max(1, min(workers or available_cores(), len(waiting)))
     if progress:
         progress(done, train + val)
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from automoe import taxonomy
 from automoe.stages.bdd100k import component_of
 from automoe.stages.train_expert import TrainFlags, train_expert
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 AS_THEY_ARE = {
     "scale": [1.0, 1.0], "stretch": 0.0, "flip": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0,
@@ -33,14 +34,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "drivable": {"size": [192, 320], "steps": 100, "model": {"frozen_stages": 3}},
 }
 AT_LEAST = {"detection": ("AP50", 90.0), "segmentation": ("mIoU", 90.0), "drivable": ("mIoU_3class", 90.0)}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

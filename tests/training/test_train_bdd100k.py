@@ -8,7 +8,7 @@ import runpy
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -68,10 +68,8 @@ def start(words: list[str]) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def run_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[RunHere]:
+def run_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], one_thread: None) -> RunHere:
     """The entry point in this process (importing PyTorch again would take most of the time): exit code and output."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
 
     def run(words: list[str]) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", words)
@@ -83,8 +81,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
         captured = capfd.readouterr()
         return code, captured.out, captured.err
 
-    yield run
-    torch.set_num_threads(threads)
+    return run
 
 
 @pytest.mark.parametrize("task", ["detection", "drivable", "segmentation"])
