@@ -24,5 +24,13 @@ class TrainingError(AutoMoEError):
     """Training cannot go on (a non-finite loss, say). The message names the step and the sample ids."""
 
 
+class WriteError(AutoMoEError):
+    """A file could not be written; what was there before still is. The message names the file and the reason."""
+
+    def __init__(self, message: str, *, disk_full: bool = False) -> None:
+        super().__init__(message)
+        self.disk_full = disk_full
+
+
 class WorldError(AutoMoEError):
     """The embedded world cannot be built or rendered. The message names the town and the reason."""

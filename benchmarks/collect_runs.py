@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 
 from automoe.engine import checkpoint
+from automoe.files import write_text
 
 TASKS = ("detection", "drivable", "segmentation")
 
@@ -54,7 +55,7 @@ def main() -> None:
     if not tasks:
         parser.error(f"no finished run {flags.run_name} under {flags.output_root}")
     result = {"command": flags.command, "note": flags.note, "cores": os.cpu_count(), "tasks": tasks}
-    checkpoint.write_text(flags.out, json.dumps(result, indent=1) + "\n")
+    write_text(flags.out, json.dumps(result, indent=1) + "\n")
     print(f"{flags.out}: {', '.join(tasks)}")
 
 

@@ -45,6 +45,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from automoe import matching
+from automoe.files import write_text
 from automoe.matching import HungarianMatcher
 
 BATCH, QUERIES, LAYERS, CLASSES, FEWEST, MOST = 32, 300, 6, 10, 20, 100
@@ -265,9 +266,7 @@ def main() -> None:
             print(f"{threads} thread(s), {state}: {json.dumps(states[state])}", flush=True)
         result[f"threads_{threads}"] = states
     if options.json:
-        part = options.json.with_name(options.json.name + ".part")
-        part.write_text(json.dumps(result, indent=2) + "\n")
-        os.replace(part, options.json)
+        write_text(options.json, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,6 @@ from automoe.data.dataset import PreparedDataset, collate
 from automoe.data.prepared import PreparedInfo
 from automoe.data.transforms import EvalTransform
 from automoe.engine import checkpoint
-from automoe.engine.checkpoint import write_text
 from automoe.engine.config import EngineConfig
 from automoe.engine.distributed import Distributed, setup
 from automoe.engine.loop import fit
@@ -54,6 +53,7 @@ from automoe.errors import AutoMoEError, ConfigError
 from automoe.experts.expert import ExpertStep, ImageExpert
 from automoe.experts.inference import load_expert
 from automoe.experts.registry import build_expert
+from automoe.files import write_text
 from automoe.stages.bdd100k import component_of
 from automoe.stages.entry import fail
 from automoe.stages.train_expert import (

@@ -33,12 +33,11 @@ from automoe.data.shards import (
     build_shard,
     features,
     finished_shard,
-    is_full_disk,
     quarantine,
     shard_key,
-    write_atomically,
 )
-from automoe.errors import DataError
+from automoe.errors import DataError, WriteError
+from automoe.files import write_bytes
 from automoe.machine import available_cores
 
 PREPARED_DIR = "automoe_prepared"
@@ -283,7 +282,7 @@ def _finish(
     """Writes what makes the shards a data set; the manifest last."""
     quarantined = quarantined + [entry for shard in shards for entry in shard.quarantined]
     text = "".join(json.dumps(asdict(entry)) + "\n" for entry in quarantined)
-    write_atomically(out / QUARANTINE, text.encode())
+    write_bytes(out / QUARANTINE, text.encode())
     count = sum(shard.rows for shard in shards)
     broken = [entry for entry in quarantined if entry.level == "record"]
     if count == 0:
@@ -320,7 +319,7 @@ def _finish(
     for old in out.glob("data-*"):
         if old.name.removesuffix(".json") not in kept:
             old.unlink()
-    write_atomically(out / MANIFEST, json.dumps(manifest, indent=1).encode())
+    write_bytes(out / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
 def _write_hugging_face_files(source: Source, out: Path, shards: list[Shard], fingerprint: str) -> None:
@@ -341,7 +340,7 @@ def _write_hugging_face_files(source: Source, out: Path, shards: list[Shard], fi
         "_output_all_columns": False,
         "_split": None,
     }
-    write_atomically(out / "state.json", json.dumps(state, indent=1).encode())
+    write_bytes(out / "state.json", json.dumps(state, indent=1).encode())
 
 
 @contextlib.contextmanager
@@ -349,17 +348,17 @@ def _disk_errors(out: Path) -> Iterator[None]:
     """Turns a full or a read-only disk into the sentence for it."""
     try:
         yield
-    except OSError as error:
-        if is_full_disk(error):
+    except (OSError, WriteError) as error:
+        if isinstance(error, WriteError) and error.disk_full:
             kept = len(list(out.glob("data-*.arrow")))
             raise DataError(
                 f"the disk of {out} is full: the {kept} finished shards are kept, nothing is half-written; "
                 "free space or name another place with --prepared_dir (automoe prepare: --out), "
                 "then run the same command to go on"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if isinstance(error, WriteError) or error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise DataError(
-                f"cannot write the prepared set to {out} ({error.strerror}); "
+                f"cannot write the prepared set to {out} ({error.__cause__ or error}); "
                 "name a writable place with --prepared_dir (automoe prepare: --out)"
             ) from error
         raise

@@ -7,10 +7,8 @@ went into it, or not at all.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 from automoe.data.bdd100k import Record, Source, read_class_mask
 from automoe.data.images import check_jpeg, encode_mask, is_plain_mask
 from automoe.errors import DataError
+from automoe.files import write_bytes
 
 FORMAT_VERSION = 1
 """Raised whenever a prepared set of an older version must not be read any more."""
@@ -89,7 +88,7 @@ def shard_key(records: list[Record], source: Source) -> str:
 
 
 def build_shard(records: list[Record], source: Source, path: Path, key: str) -> Shard:
-    """Reads and checks the records and writes `path` and its account. Raises OSError where writing fails."""
+    """Reads and checks the records and writes `path` and its account. Raises WriteError where writing fails."""
     import pyarrow as pa
 
     rows: list[dict[str, Any]] = []
@@ -110,11 +109,11 @@ def build_shard(records: list[Record], source: Source, path: Path, key: str) -> 
         if rows:
             writer.write_table(pa.Table.from_pylist(rows, schema))
     data = memoryview(sink.getvalue())
-    write_atomically(path, data)
+    write_bytes(path, data)
     boxes = sum(len(row["labels"]) for row in rows)
     checksum = hashlib.sha256(data).hexdigest()
     shard = Shard(path.name, key, len(rows), boxes, len(data), checksum, digests, quarantined)
-    write_atomically(_account(path), json.dumps(dataclasses.asdict(shard)).encode())
+    write_bytes(_account(path), json.dumps(dataclasses.asdict(shard)).encode())
     return shard
 
 
@@ -132,25 +131,6 @@ def finished_shard(path: Path, key: str) -> Shard | None:
 def quarantine(name: str, reason: str, files: tuple[Path | None, ...] = ()) -> Quarantined:
     """A quarantine entry for a whole record."""
     return Quarantined(name, "record", reason, {str(path): _stamp(path) for path in files if path})
-
-
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Writes a file whole or not at all: a temporary beside it, synced, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def is_full_disk(error: OSError) -> bool:
-    """Whether an OSError says that the disk or the quota is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 # --- one row ------------------------------------------------------------------------------------------------

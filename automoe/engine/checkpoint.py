@@ -6,22 +6,19 @@ is the only way in, so a file from a stranger cannot run code.
 
 from __future__ import annotations
 
-import errno
-import os
 import pickle
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from automoe.errors import CheckpointError
+from automoe.files import atomic_file
 
 FORMAT_VERSION = 1
 
@@ -29,7 +26,7 @@ FORMAT_VERSION = 1
 def save(path: Path | str, payload: dict[str, Any]) -> None:
     """Write `payload` (str keys; tensors and plain values inside) to `path`, all or nothing.
 
-    Raises CheckpointError if the disk is full or not writable: what was at `path` before is still there.
+    Raises WriteError if the disk is full or not writable: what was at `path` before is still there.
     Raises TypeError, naming the key, for a value that could not be loaded again safely.
     """
     payload = {"format_version": FORMAT_VERSION, **payload}
@@ -131,54 +128,6 @@ def load_weights(
     if missing or unexpected or mismatched:
         say(f"From {source}: {report}")
     return report
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that replaces `path` when the block ends well, and vanishes when it doesn't.
-
-    It lies in the same folder, so the replacement is one rename; it is on the disk before that.
-    Raises CheckpointError if the disk is full or the folder not writable.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # torch.save turns the operating system's error into a RuntimeError of its own on the way out.
-        raise _write_error(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace the file at `path` by `text`, all or nothing. Raises CheckpointError as `atomic_file` does."""
-    with atomic_file(path) as file:
-        file.write(text.encode())
-
-
-def _write_error(path: Path, error: BaseException) -> BaseException:
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    numbers = {link.errno for link in chain if isinstance(link, OSError)}
-    kept = f"; the earlier {path.name} is untouched" if path.exists() else ""
-    if numbers & {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} or _disk_is_full(path):
-        return CheckpointError(f"The disk is full: {path} was not written{kept}; free some space and start again.")
-    if isinstance(error, OSError):
-        return CheckpointError(f"{path} was not written ({error.strerror}){kept}; check the folder's permissions.")
-    return error
-
-
-def _disk_is_full(path: Path) -> bool:
-    try:
-        return shutil.disk_usage(path.parent).free < 2**20
-    except OSError:
-        return False
 
 
 def _listing(keys: list[str], most: int = 20) -> str:

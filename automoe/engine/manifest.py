@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 import automoe
-from automoe.engine.checkpoint import write_text
 from automoe.engine.run import Run
+from automoe.files import write_text
 
 MANIFEST = "manifest.json"
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from automoe.engine.checkpoint import _write_error, write_text
+from automoe.files import write_errors, write_text
 
 METRICS = "metrics.jsonl"
 
@@ -53,13 +53,10 @@ class RunLog:
         if self._writer is None:
             return
         text = json.dumps(_finite(line), allow_nan=False)
-        try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise _write_error(self._path, error) from error
+        with write_errors(self._path), open(self._path, "a", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         self._writer.flush()
 
     def close(self) -> None:

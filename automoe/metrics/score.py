@@ -6,13 +6,11 @@ Needs no GPU, no model and no network, and does not load torch.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from automoe.errors import DataError
+from automoe.files import write_text
 from automoe.metrics.scalabel import read_frames
 
 Task = Literal["detection", "drivable", "segmentation"]
@@ -46,29 +44,9 @@ def score_bdd100k(task: Task, gt: Path, pred: Path) -> Scores:
 def write_metrics_json(path: Path, metrics: Mapping[str, float | None]) -> None:
     """Write {"metrics": {...}}, None as null; the file appears whole or not at all.
 
-    Raises DataError where it cannot be written (no space, no permission).
+    Raises WriteError where it cannot be written (no space, no permission).
     """
-    path = Path(path)
-    text = json.dumps({"metrics": dict(metrics)}, indent=2, allow_nan=False) + "\n"
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes private files; a result is as readable as any other file of the user.
-        os.chmod(temporary, 0o666 & ~_current_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise DataError(f"{path} cannot be written ({error.strerror}); free space or choose another path.") from error
-
-
-def _current_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    write_text(path, json.dumps({"metrics": dict(metrics)}, indent=2, allow_nan=False) + "\n")
 
 
 def format_table(metrics: Mapping[str, float | None], task: Task) -> str:

@@ -24,11 +24,11 @@ from PIL import Image
 from automoe import __version__
 from automoe.data.dataset import PreparedDataset
 from automoe.data.prepared import progress_bar
-from automoe.engine.checkpoint import write_text
 from automoe.engine.distributed import setup
 from automoe.engine.runlog import duration
 from automoe.errors import AutoMoEError, DataError
 from automoe.experts.inference import load_expert
+from automoe.files import write_text
 from automoe.report import cases, charts
 from automoe.report.runs import TaskRun, facts, load_run
 from automoe.stages.baselines import ABOUT, Sets, baselines, box_counts, find_sets

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from automoe.data.dataset import PreparedDataset, collate
 from automoe.data.prepared import PreparedInfo, ensure_prepared, progress_bar
-from automoe.engine.checkpoint import write_text
 from automoe.engine.distributed import Distributed, setup
 from automoe.engine.loader import evaluation_loader
 from automoe.engine.runlog import duration
 from automoe.errors import DataError
 from automoe.experts.evaluation import evaluate_expert
 from automoe.experts.inference import TrainedExpert, load_expert
+from automoe.files import write_text
 from automoe.metrics.score import format_table, write_metrics_json
 from automoe.stages.predictions import det20_frame, frames_json, write_mask
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from automoe.data.images import encode_mask
-from automoe.errors import DataError
+from automoe.files import write_bytes
 
 
 def det20_frame(name: str, prediction: Mapping[str, Tensor], classes: Sequence[str]) -> dict[str, Any]:
@@ -39,13 +38,8 @@ def frames_json(frames: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write class ids uint8 [h, w] as a PNG. Raises DataError where it cannot be written."""
-    try:
-        path.write_bytes(encode_mask(mask))
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "the disk is full" if full else error.strerror
-        raise DataError(f"{path} cannot be written ({reason}); free space or choose another place.") from error
+    """Write class ids uint8 [h, w] as a PNG. Raises WriteError where it cannot be written."""
+    write_bytes(path, encode_mask(mask), sync=False)
 
 
 def _short(value: float) -> float:

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from automoe.errors import WorldError
+from automoe.errors import WorldError, WriteError
+from automoe.files import write_bytes
 from automoe.machine import available_cores
 from automoe.taxonomy import BDD_DETECTION
 
@@ -198,17 +199,10 @@ def write_frame(out: Path, plan: ExportPlan, split: str, index: int, renderer: R
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file so that it is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise WorldError(
-            f"cannot write {path} ({error.strerror}); free space or choose another directory, then give the same "
-            "command again: finished frames are kept"
-        ) from error
+        write_bytes(path, content, sync=False)
+    except WriteError as error:
+        raise WorldError(f"{error} Finished frames are kept: the same command goes on from there.") from error
 
 
 def _link(source: Path, target: Path) -> None:

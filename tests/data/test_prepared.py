@@ -21,7 +21,7 @@ import simplejpeg
 from bdd100k_tree import edit_labels, write_bdd100k_tree
 from PIL import Image
 
-from automoe.data import shards
+from automoe import files
 from automoe.data.prepared import PreparedInfo, ensure_prepared, prepare
 from automoe.errors import DataError
 
@@ -137,7 +137,7 @@ def test_full_disk_is_one_sentence_and_the_next_run_goes_on(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(descriptor)
 
-    monkeypatch.setattr(shards.os, "fsync", full_after_one_shard)
+    monkeypatch.setattr(files.os, "fsync", full_after_one_shard)
     with pytest.raises(DataError, match=r"disk of .*out is full: the 1 finished shards are kept, nothing is half"):
         prepare(tree, "detection", "train", out, shard_size=1, workers=1)
     assert sorted(path.name for path in out.iterdir()) == [

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from automoe.engine import checkpoint
-from automoe.errors import CheckpointError
+from automoe.errors import CheckpointError, WriteError
 
 
 def test_round_trip_of_tensors_and_plain_values(tmp_path):
@@ -98,7 +98,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, room):
     path = tmp_path / "last.pth"
     checkpoint.save(path, {"step": 1})
     monkeypatch.setattr("builtins.open", lambda *a, _open=open, **k: FullDisk(_open(*a, **k), room))
-    with pytest.raises(CheckpointError, match=r"disk is full: .*last\.pth.*earlier last\.pth is untouched"):
+    with pytest.raises(WriteError, match=r"disk is full: .*last\.pth.*earlier last\.pth is untouched"):
         checkpoint.save(path, {"step": 2, "model": {"w": torch.zeros(10_000)}})
     monkeypatch.undo()
     assert checkpoint.load(path)["step"] == 1

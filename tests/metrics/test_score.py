@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from automoe.errors import DataError
+from automoe.errors import WriteError
 from automoe.metrics.score import format_table, score_bdd100k, write_metrics_json
 
 FRAME = {
@@ -51,7 +51,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", no_space)
-    with pytest.raises(DataError, match=r"metrics\.json cannot be written \(No space left on device\)"):
+    with pytest.raises(WriteError, match=r"disk is full: .*metrics\.json was not written; the earlier"):
         write_metrics_json(out, {"AP": 2.0})
     assert json.loads(out.read_text()) == {"metrics": {"AP": 1.0}}
     assert list(tmp_path.iterdir()) == [out]
