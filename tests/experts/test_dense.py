@@ -56,6 +56,28 @@ def test_ignored_pixels_and_empty_masks_do_not_teach() -> None:
     assert logits.grad[..., 6:].abs().max() == 0
 
 
+def test_what_is_learnt_lies_where_the_mask_is() -> None:
+    """Free logits learn edges between two classes; seen at twice the size, no edge may lean to a side."""
+    torch.manual_seed(0)
+    criterion = DenseCriterion(DenseConfig(dice_weight=0.0, balance=0.0), float)
+    edges = torch.arange(16, 48)
+    mask = (torch.arange(64) >= edges[:, None, None]).to(torch.uint8).expand(-1, 64, -1)
+    for transposed in (False, True):
+        target = mask.transpose(1, 2) if transposed else mask
+        logits = torch.zeros(len(edges), 3, 16, 16, requires_grad=True)
+        optimizer, learnt = torch.optim.Adam([logits], lr=0.1), torch.zeros_like(logits)
+        for step in range(300):
+            optimizer.zero_grad()
+            criterion.losses({"logits": logits}, target.contiguous())["loss"].backward()
+            optimizer.step()
+            learnt += logits.detach() * (step >= 100)
+        transform = torch.tensor([[[0.5, 0.0, 0.0], [0.0, 0.5, 0.0]]]).expand(len(edges), -1, -1)
+        sizes = torch.full((len(edges), 2), 128)
+        found = torch.stack(resize_to_raw(learnt, transform, sizes, (64, 64)))
+        seen = (found == 0).float().sum(dim=(1, 2)) / 128 / 2  # where the edge is, in pixels of the network
+        assert abs(float((seen - edges).mean())) < 0.26
+
+
 def test_losses_fall_when_the_answer_is_right() -> None:
     target = torch.randint(0, 3, (1, 8, 8), generator=torch.Generator().manual_seed(0))
     right = torch.nn.functional.one_hot(target, 3).permute(0, 3, 1, 2).float() * 20 - 10
