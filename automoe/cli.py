@@ -12,9 +12,16 @@ import cyclopts
 from cyclopts import Parameter
 
 from automoe import __version__
+from automoe.config import project_root
 
 Task = Literal["detection", "drivable", "segmentation"]
 TASKS: tuple[Task, ...] = ("detection", "drivable", "segmentation")
+
+# Where the trainers read and write, too, from whatever folder they are called.
+CHECKOUT = project_root()
+BDD_ROOT = CHECKOUT / "datasets" / "bdd100k"
+BddRoot = Annotated[Path, Parameter(help="BDD100K; datasets/bdd100k in the checkout if not given", show_default=False)]
+OutputRoot = Annotated[Path, Parameter(help="where runs are; the checkout if not given", show_default=False)]
 
 
 def _app(name: str, help_text: str) -> cyclopts.App:
@@ -67,7 +74,7 @@ def export_bdd100k_command(
 @prepare.command(name="bdd100k")
 def prepare_bdd100k_command(
     *,
-    data_root: Path = Path("datasets/bdd100k"),
+    data_root: BddRoot = BDD_ROOT,
     out: Path | None = None,
     tasks: Annotated[list[Task], Parameter(consume_multiple=True)] = list(TASKS),  # noqa: B006
     splits: Annotated[list[Literal["train", "val"]], Parameter(consume_multiple=True)] = ["train", "val"],  # noqa: B006
@@ -88,7 +95,7 @@ def prepare_bdd100k_command(
 
 @doctor.command(name="bdd100k")
 def doctor_bdd100k_command(
-    *, data_root: Path = Path("datasets/bdd100k"), out: Path = Path("reports/doctor_bdd100k"), samples: int = 12
+    *, data_root: BddRoot = BDD_ROOT, out: Path = Path("reports/doctor_bdd100k"), samples: int = 12
 ) -> None:
     """Say what would be trained on: counts, classes, sizes, problems; and draw a sheet of overlays into `out`."""
     from automoe.report.doctor import doctor_bdd100k
@@ -100,7 +107,7 @@ def doctor_bdd100k_command(
 def evaluate(
     *,
     checkpoint: Path,
-    data_root: Path = Path("datasets/bdd100k"),
+    data_root: BddRoot = BDD_ROOT,
     split: Literal["train", "val"] = "val",
     device: str = "auto",
     batch_size: int = 8,
@@ -150,8 +157,8 @@ def predict(
 def report(
     *,
     run_name: str = "tiny",
-    data_root: Path = Path("datasets/bdd100k"),
-    output_root: Path = Path("."),
+    data_root: BddRoot = BDD_ROOT,
+    output_root: OutputRoot = CHECKOUT,
     out: Path = Path("reports/index.html"),
     samples: int = 6,
 ) -> None:
@@ -195,7 +202,7 @@ def main() -> None:
     """Entry point of the `automoe` command."""
     from automoe.stages.entry import call
 
-    call(app)
+    call(app, reader_may_leave=True)
 
 
 if __name__ == "__main__":

@@ -73,8 +73,12 @@ def read_json(path: Path) -> Any:
 
 
 def project_root() -> Path:
-    """The checkout that holds `training/` and `models/configs/`: where the contract's relative paths start."""
-    return Path(__file__).resolve().parents[1]
+    """The checkout that holds `training/` and `models/configs/`: where the contract's relative paths start.
+
+    Where AutoMoE is installed without one, the current folder.
+    """
+    checkout = Path(__file__).resolve().parents[1]
+    return checkout if (checkout / "training").is_dir() else Path.cwd()
 
 
 def profile_path(component: str, profile: str) -> Path:

@@ -55,11 +55,8 @@ def write_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         # torch.save turns the operating system's error into a RuntimeError of its own on the way out.
-        chain: list[BaseException] = [error]
-        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-            chain.append(cause)
-        kept = f"; the earlier {path.name} is untouched" if path.exists() else ""
-        if any(link.errno in _FULL for link in chain if isinstance(link, OSError)) or _disk_is_full(path):
+        kept = f"; the earlier {path.name} is untouched" if path.is_file() else ""
+        if says_disk_full(error) or _disk_is_full(path):
             words = f"The disk is full: {path} was not written{kept}; free some space and start again."
             raise WriteError(words, disk_full=True) from error
         if isinstance(error, OSError):
@@ -67,6 +64,16 @@ def write_errors(path: Path) -> Iterator[None]:
                 f"{path} was not written ({error.strerror}){kept}; check the folder's permissions, or name another."
             ) from error
         raise
+
+
+def says_disk_full(error: BaseException) -> bool:
+    """Whether an error, or what it came from, is that of a full disk or an exceeded quota."""
+    link: BaseException | None = error
+    while link is not None:
+        if (isinstance(link, WriteError) and link.disk_full) or (isinstance(link, OSError) and link.errno in _FULL):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
 
 
 def _disk_is_full(path: Path) -> bool:

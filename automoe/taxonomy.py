@@ -36,6 +36,18 @@ BDD_DETECTION_IGNORED: dict[str, str] = {
 }
 """Categories that the official scoring turns into ignore regions of an ordinary class."""
 
+
+def bdd_detection_class(category: object) -> tuple[int, bool] | None:
+    """The index of a category's class and whether the category is an ignore region; None for an unknown one."""
+    if not isinstance(category, str):
+        return None
+    name = BDD_DETECTION_IGNORED.get(category, BDD_DETECTION_ALIASES.get(category, category))
+    return (BDD_DETECTION.index(name), category in BDD_DETECTION_IGNORED) if name in BDD_DETECTION else None
+
+
+BDD_DETECTION_SPELLINGS: tuple[str, ...] = (*BDD_DETECTION, *BDD_DETECTION_ALIASES, *BDD_DETECTION_IGNORED)
+"""Every category that `bdd_detection_class` knows."""
+
 DRIVABLE: tuple[str, ...] = ("direct", "alternative", "background")
 """BDD100K drivable-area classes: 0 the ego's own lane, 1 other lanes that may be used, 2 the rest."""
 

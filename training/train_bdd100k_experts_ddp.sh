@@ -44,6 +44,11 @@ esac
 is_on() { case "${1,,}" in 1|true|yes|on) return 0 ;; ""|0|false|no|off) return 1 ;;
           *) echo "error: a SKIP_ flag is '$1'; set it to 1 or 0." >&2; exit 2 ;; esac; }
 
+for flag in "$SKIP_DETECTION" "$SKIP_DRIVABLE" "$SKIP_SEGMENTATION"; do is_on "$flag" || true; done
+
+case " $EXTRA_ARGS" in *" --resume"*)
+  echo "error: EXTRA_ARGS has --resume; set RESUME=auto or RESUME=never instead." >&2; exit 2 ;; esac
+
 case "$NUM_GPUS" in ''|*[!0-9]*|0) echo "error: NUM_GPUS is '$NUM_GPUS'; give a number of at least 1." >&2; exit 2 ;; esac
 
 flags=(--profile "$PROFILE" --data_root "$DATA_ROOT" --run_name "$RUN_NAME" --device "$DEVICE"
@@ -82,21 +87,27 @@ launch() {  # one process, or torchrun with NUM_GPUS of them, in place of the su
 
 mkdir -p "$OUTPUT_ROOT/logs"
 child=""
-# A signal to this script reaches the trainer, which saves and says how to go on.
-trap 'if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null || true; fi' TERM
-trap 'if [ -n "$child" ]; then kill -INT "$child" 2>/dev/null || true; fi' INT
+stopped=0
+# A signal to this script reaches the trainer, which saves and says how to go on; then the script ends, too. Ctrl-C goes
+# on as SIGTERM: a terminal has sent its SIGINT to the trainer as well, and a second one would mean impatience.
+on_signal() { stopped=$1; if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null || true; fi; }
+trap 'on_signal 143' TERM
+trap 'on_signal 130' INT
 
 train() {
   local task=$1 log status
   log="$OUTPUT_ROOT/logs/bdd100k_${task}_expert_${RUN_NAME}.log"
+  if [ "$stopped" -ne 0 ]; then echo "Stopped before $task. Go on with: $resume" >&2; exit "$stopped"; fi
   echo "== $task (log: $log)"
-  launch --task "$task" "${flags[@]}" > >(tee -a "$log") 2>&1 &
+  # A signal to the whole group must not take away the pipe that the trainer says its last words into.
+  launch --task "$task" "${flags[@]}" > >(trap '' INT TERM; exec tee -a "$log") 2>&1 &
   child=$!
   status=0
   wait "$child" || status=$?
   # A trapped signal ends `wait` early; the trainer is still saving.
   while kill -0 "$child" 2>/dev/null; do wait "$child" && status=0 || status=$?; done
   child=""
+  if [ "$stopped" -ne 0 ]; then status=$stopped; fi
   if [ "$status" -ne 0 ]; then
     echo "error: the $task expert stopped with exit code $status; its log is $log. Finished tasks are kept." >&2
     echo "Go on with: $resume" >&2

@@ -25,11 +25,10 @@ from automoe.data.json_stream import iter_json_records
 from automoe.errors import DataError
 from automoe.taxonomy import (
     BDD_DETECTION,
-    BDD_DETECTION_ALIASES,
-    BDD_DETECTION_IGNORED,
-    BDD_LIGHT_COLORS,
+    BDD_DETECTION_SPELLINGS,
     DRIVABLE,
     SEMANTIC,
+    bdd_detection_class,
 )
 
 TASKS = ("detection", "drivable", "segmentation")
@@ -101,15 +100,6 @@ _NOT_A_BASE = {
 _NO_BOX_CATEGORIES = {"drivable area", "lane", "area/drivable", "area/alternative"}
 _LOOK_AT = 16
 _MOST_FOLDERS = 200
-
-_LIGHT_COLORS = {
-    "G": "green",
-    "Y": "yellow",
-    "R": "red",
-    "none": "NA",
-    "": "NA",
-    **{name: name for name in BDD_LIGHT_COLORS},
-}
 
 
 @dataclass(frozen=True)
@@ -194,7 +184,6 @@ class Record:
         labels: int64 [N], index in `taxonomy.BDD_DETECTION`.
         ignored: bool [N], crowd and ignore categories: regions in which the score looks away.
         occluded, truncated: bool [N].
-        light_colors: N words of `taxonomy.BDD_LIGHT_COLORS`.
         mask: the mask file of a dense task.
         rejected: one sentence for each label that was left out because its box is impossible.
     """
@@ -209,7 +198,6 @@ class Record:
     ignored: np.ndarray
     occluded: np.ndarray
     truncated: np.ndarray
-    light_colors: tuple[str, ...] = ()
     mask: Path | None = None
     rejected: tuple[str, ...] = ()
 
@@ -277,11 +265,10 @@ def parse_frame(frame: Any, source: Source) -> Record:
         frame = next(iter_json_records(file), None)
         if not isinstance(frame, dict):
             raise DataError(f"{file} holds no frame")
-    attributes = frame.get("attributes") or {}
-    labels = frame.get("labels")
-    if labels is None and isinstance(frame.get("frames"), list) and frame["frames"]:
-        labels = frame["frames"][0].get("objects")  # the one-JSON-per-image release
-    parsed = _parse_labels(labels or [], where)
+    attributes = _typed(frame, "attributes", dict, where)
+    inner = _typed(frame, "frames", list, where)  # of the one-JSON-per-image release
+    holder = inner[0] if frame.get("labels") is None and inner and isinstance(inner[0], dict) else frame
+    parsed = _parse_labels(_typed(holder, "labels" if holder is frame else "objects", list, where), where)
     mask = source.labels / (Path(name).stem + source.mask_suffix) if source.task != "detection" else None
     return Record(
         name=name,
@@ -313,23 +300,37 @@ def read_class_mask(data: bytes, source: Source, where: str) -> np.ndarray:
 # --- labels -------------------------------------------------------------------------------------------------
 
 
-def _parse_labels(labels: list[dict[str, Any]], where: str) -> dict[str, Any]:
+def _typed(holder: dict[str, Any], key: str, kind: type, where: str) -> Any:
+    """holder[key], empty where it is null or absent. Raises DataError where it is something else than a `kind`."""
+    value = holder.get(key)
+    if value is not None and not isinstance(value, kind):
+        wanted = "an object" if kind is dict else "a list"
+        raise DataError(f"{where}: {key} is not {wanted} but {str(value)[:60]!r}")
+    return value or kind()
+
+
+def _parse_labels(labels: list[Any], where: str) -> dict[str, Any]:
     boxes: list[tuple[float, ...]] = []
     classes: list[int] = []
     flags: list[tuple[bool, bool, bool]] = []
-    colors: list[str] = []
     rejected: list[str] = []
     for position, label in enumerate(labels):
+        if not isinstance(label, dict):
+            raise DataError(f"{where}, label {position} is not an object but {str(label)[:60]!r}")
         category = label.get("category")
         at = f"{where}, label {label.get('id', position)}"
+        if not isinstance(category, str):
+            raise DataError(f"{at}: the category is not a word but {str(category)[:60]!r}")
         if category in _NO_BOX_CATEGORIES:
             continue
-        index, ignore = _class_of(category, at)
+        mapped = bdd_detection_class(category)
+        if mapped is None:
+            raise DataError(f"{at}: unknown class {category!r}; BDD100K has {', '.join(BDD_DETECTION_SPELLINGS)}")
+        index, ignore = mapped
         box2d = label.get("box2d")
         if box2d is None and (label.get("poly2d") or label.get("rle")):
             continue  # the same object as a polygon: another task's label
-        attributes = label.get("attributes") or {}
-        color = _light_color(attributes.get("trafficLightColor"), at)
+        attributes = _typed(label, "attributes", dict, at)
         reason = _impossible(box2d)
         if reason is not None or box2d is None:
             rejected.append(f"{at} ({category}): {reason}")
@@ -338,7 +339,6 @@ def _parse_labels(labels: list[dict[str, Any]], where: str) -> dict[str, Any]:
         classes.append(index)
         ignore = ignore or bool(attributes.get("crowd")) or bool(attributes.get("ignored"))
         flags.append((ignore, bool(attributes.get("occluded")), bool(attributes.get("truncated"))))
-        colors.append(color)
     ignored, occluded, truncated = np.asarray(flags, bool).reshape(-1, 3).T
     return {
         "boxes": np.asarray(boxes, np.float32).reshape(-1, 4),
@@ -346,30 +346,8 @@ def _parse_labels(labels: list[dict[str, Any]], where: str) -> dict[str, Any]:
         "ignored": ignored,
         "occluded": occluded,
         "truncated": truncated,
-        "light_colors": tuple(colors),
         "rejected": tuple(rejected),
     }
-
-
-def _class_of(category: Any, where: str) -> tuple[int, bool]:
-    """Class index and whether the category is an ignore region; the official name mapping."""
-    if category in BDD_DETECTION_IGNORED:
-        return BDD_DETECTION.index(BDD_DETECTION_IGNORED[category]), True
-    name = BDD_DETECTION_ALIASES.get(category, category)
-    if name not in BDD_DETECTION:
-        raise DataError(
-            f"{where}: unknown class {category!r}; BDD100K has {', '.join(BDD_DETECTION)}, "
-            f"also spelt {', '.join((*BDD_DETECTION_ALIASES, *BDD_DETECTION_IGNORED))}"
-        )
-    return BDD_DETECTION.index(name), False
-
-
-def _light_color(value: Any, where: str) -> str:
-    if value is None:
-        return "NA"
-    if value not in _LIGHT_COLORS:
-        raise DataError(f"{where}: unknown trafficLightColor {value!r}; known are {', '.join(_LIGHT_COLORS)}")
-    return _LIGHT_COLORS[value]
 
 
 def _impossible(box2d: Any) -> str | None:

@@ -42,7 +42,9 @@ def _wrapped_items(text: str, path: Path) -> Iterator[Any]:
     if not isinstance(whole, dict):
         raise DataError(f"{path} holds {type(whole).__name__}, not a list of frames")
     frames = whole.get("frames")
-    if frames is None or "objects" in (frames[0] if frames else {}):  # the one-JSON-per-image release
+    if frames is None or (
+        frames and isinstance(frames[0], dict) and "objects" in frames[0]
+    ):  # the one-JSON-per-image release
         frames = [whole]
     yield from frames
 
@@ -51,11 +53,18 @@ def _list_items(text: TextIO, buffer: str, path: Path) -> Iterator[Any]:
     decoder = json.JSONDecoder()
     position = count = 0
     ended = False
+    comma_due = False
     while True:
-        while position < len(buffer) and buffer[position] in _SPACE + ",":
+        while position < len(buffer) and buffer[position] in _SPACE:
             position += 1
         if buffer[position : position + 1] == "]":
             return
+        if comma_due and position < len(buffer):
+            if buffer[position] != ",":
+                raise DataError(f"{path} is not JSON: there is no comma after record {count}; download it again")
+            comma_due = False
+            position += 1
+            continue
         try:
             item, position = decoder.raw_decode(buffer, position)
         except json.JSONDecodeError as error:
@@ -69,4 +78,5 @@ def _list_items(text: TextIO, buffer: str, path: Path) -> Iterator[Any]:
             buffer, position = buffer[position:] + piece, 0
             continue
         count += 1
+        comma_due = True
         yield item

@@ -17,6 +17,8 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -37,7 +39,7 @@ from automoe.data.shards import (
     shard_key,
 )
 from automoe.errors import DataError, WriteError
-from automoe.files import write_bytes
+from automoe.files import says_disk_full, write_bytes
 from automoe.machine import available_cores
 
 PREPARED_DIR = "automoe_prepared"
@@ -218,9 +220,15 @@ def _prepare(
             return PreparedInfo.load(out)
         again = "again " if (out / MANIFEST).exists() else ""
         say(f"preparing {source.task} {source.split} {again}into {out} ({reason}); later runs start at once")
+        say(f"images {source.images}, labels {source.labels}")
+        for note in source.notes:
+            say(f"note: {note}")
         (out / MANIFEST).unlink(missing_ok=True)
         for left_over in out.glob(".*.tmp"):
-            left_over.unlink()
+            if left_over.is_dir():
+                shutil.rmtree(left_over)
+            else:
+                left_over.unlink()
         usable, quarantined = _plan(source)
         shards = _build_shards(usable, source, out, workers or _default_workers(), progress, shard_size)
         _finish(layout, source, out, shards, quarantined)
@@ -326,11 +334,9 @@ def _write_hugging_face_files(source: Source, out: Path, shards: list[Shard], fi
     from datasets import DatasetInfo
 
     info = DatasetInfo(description=f"BDD100K {source.task} {source.split}", features=features(source.task))
-    temporary = out / ".info.tmp"
-    temporary.mkdir(exist_ok=True)
-    info.write_to_directory(str(temporary))
-    os.replace(temporary / "dataset_info.json", out / "dataset_info.json")
-    temporary.rmdir()
+    with tempfile.TemporaryDirectory(dir=out, prefix=".info.", suffix=".tmp") as folder:
+        info.write_to_directory(folder)
+        os.replace(Path(folder) / "dataset_info.json", out / "dataset_info.json")
     state = {
         "_data_files": [{"filename": shard.file} for shard in shards],
         "_fingerprint": fingerprint[:16],
@@ -349,7 +355,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, WriteError) as error:
-        if isinstance(error, WriteError) and error.disk_full:
+        if says_disk_full(error):
             kept = len(list(out.glob("data-*.arrow")))
             raise DataError(
                 f"the disk of {out} is full: the {kept} finished shards are kept, nothing is half-written; "

@@ -92,8 +92,9 @@ def fit(
         biases and norms.
     sample_weights: one number a sample, to draw samples in proportion instead of each once an epoch.
 
-    Raises ConfigError (mismatch with the saved run), CheckpointError (files), TrainingError (non-finite loss), and
-    Interrupted, a SystemExit with 128 + signal, after a SIGTERM or SIGINT was answered by saving.
+    Raises ConfigError (mismatch with the saved run), CheckpointError (files read), WriteError (a full disk, say),
+    TrainingError (non-finite loss), and Interrupted, a SystemExit with 128 + signal, after a SIGTERM or SIGINT was
+    answered by saving.
     """
     if reserved := RESERVED_KEYS & meta.keys():
         raise ValueError(f"meta has keys that the engine writes itself: {', '.join(sorted(reserved))}")
@@ -194,7 +195,7 @@ def _train(run: Run, state: TrainingState, dataset: Any, collate: Callable, eval
             raise
         finally:
             if log:
-                log.close()
+                log.close(quiet=ended["state"] != "finished")
             if dist.is_main:
                 close_manifest(run.run_dir, step=progress.step, **ended)
 
@@ -218,6 +219,8 @@ def _turn(
             _evaluate(run, state, evaluate, log)
             _save_last(run, state)
             saved_at = time.monotonic()
+            if stop_signal := run.dist.all_reduce_max([signals.received])[0]:
+                _stop(run, state, stop_signal, log)
         if progress.step >= run.total_steps:
             return
         report = train_step(run, state, parallel, batches, signals)

@@ -13,6 +13,7 @@ from automoe.engine.distributed import Distributed
 from automoe.engine.manifest import MANIFEST
 from automoe.engine.runlog import METRICS
 from automoe.errors import CheckpointError, ConfigError
+from automoe.files import write_bytes
 
 LAST, BEST = "last.pth", "best.pth"
 TRAINING_KIND, MODEL_KIND = "automoe-training", "automoe-model"
@@ -59,9 +60,17 @@ def find_or_clear(config: EngineConfig, run_dir: Path, log_dir: Path, say: Calla
         if found.resolve() == own.resolve():
             return found
         _move_aside(run_dir, log_dir, say)
+        _bring_along(found.parent, run_dir)
         return found
     _move_aside(run_dir, log_dir, say)
     return None
+
+
+def _bring_along(source: Path, run_dir: Path) -> None:
+    """Copy the best weights and the evaluations so far of the run that is gone on with in another folder."""
+    for name in (BEST, METRICS):
+        if (source / name).is_file():
+            write_bytes(run_dir / name, (source / name).read_bytes())
 
 
 def load_training(path: Path) -> dict[str, Any]:

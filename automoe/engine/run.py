@@ -38,7 +38,7 @@ class Run:
     def evaluation_due(self, progress: Progress) -> bool:
         """True at the end of every `eval_every` epochs and of the run, until it is evaluated there."""
         between = self.config.eval_every * self.sampler.steps_per_epoch
-        at_point = progress.step == self.total_steps or (progress.step > 0 and progress.step % between == 0)
+        at_point = progress.step >= self.total_steps or (progress.step > 0 and progress.step % between == 0)
         return at_point and progress.evaluated_step != progress.step
 
     def rates(self, interval: Interval) -> dict[str, float]:

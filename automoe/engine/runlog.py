@@ -5,6 +5,7 @@ Only the main process writes; in the others a RunLog does nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from automoe.errors import WriteError
 from automoe.files import write_errors, write_text
 
 METRICS = "metrics.jsonl"
@@ -33,7 +35,9 @@ class RunLog:
         # TensorBoard takes a second to import: only where it is used.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(log_dir), purge_step=step + 1 if step else None)
+        self._log_dir = log_dir
+        with write_errors(log_dir):
+            self._writer = SummaryWriter(str(log_dir), purge_step=step + 1 if step else None)
         self._display = _Bar(step, total_steps) if sys.stdout.isatty() else _Lines(step, total_steps, log_seconds)
 
     def step(self, step: int, epoch: float, numbers: dict[str, float]) -> None:
@@ -44,9 +48,11 @@ class RunLog:
     def scalars(self, step: int, values: dict[str, float | None]) -> None:
         """Points in TensorBoard, under their names ("train/loss")."""
         if self._writer:
-            for name, value in values.items():
-                if value is not None:
-                    self._writer.add_scalar(name, value, step)
+            # What its own thread could not write, TensorBoard raises at a later call.
+            with write_errors(self._log_dir):
+                for name, value in values.items():
+                    if value is not None:
+                        self._writer.add_scalar(name, value, step)
 
     def evaluation(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; NaN and infinity become null, as JSON has neither."""
@@ -57,14 +63,17 @@ class RunLog:
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._writer.flush()
+        with write_errors(self._log_dir):
+            self._writer.flush()
 
-    def close(self) -> None:
-        """Finish the bar and flush what TensorBoard holds back."""
+    def close(self, *, quiet: bool = False) -> None:
+        """Finish the bar and flush what TensorBoard holds back. quiet: whatever comes of it, as something worse has
+        happened already."""
         if self._display:
             self._display.close()
         if self._writer:
-            self._writer.close()
+            with contextlib.suppress(WriteError) if quiet else contextlib.nullcontext(), write_errors(self._log_dir):
+                self._writer.close()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ def _load_pretrained(net: nn.Module, name: str) -> None:
         state = packaged_lite0_state()
     else:
         try:
-            state = timm.create_model(name, pretrained=True).state_dict()
+            state = timm.create_model(name, features_only=True, pretrained=True).state_dict()
         except Exception as error:
             raise CheckpointError(
                 f"pretrained weights of {name} can't be had here ({type(error).__name__}: {error}); connect once so "

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from automoe import taxonomy
 from automoe.config import from_dict
@@ -24,7 +23,7 @@ from automoe.experts.heatmap import HeatmapHead, heatmap_loss, map_of_box, rows_
 from automoe.experts.pyramid import FeaturePyramid
 from automoe.experts.query_decoder import BoxReference, QueryDecoder
 from automoe.experts.registry import register_expert
-from automoe.geometry import paired_iou
+from automoe.geometry import cxcywh_to_xyxy, paired_giou, paired_iou
 from automoe.losses import varifocal_loss
 from automoe.matching import HungarianMatcher
 from automoe.metrics.detection import DetectionMetrics
@@ -312,7 +311,7 @@ class DetectionCriterion:
         flat = offsets[batch] + assigned[rows]
         true = torch.cat([t["boxes"] for t in kept]).float()[flat]
         labels = torch.cat([t["labels"] for t in kept])[flat]
-        got_xyxy, true_xyxy = box_convert(boxes[rows], "cxcywh", "xyxy"), box_convert(true, "cxcywh", "xyxy")
+        got_xyxy, true_xyxy = cxcywh_to_xyxy(boxes[rows]), cxcywh_to_xyxy(true)
         quality = torch.zeros_like(logits)
         with torch.no_grad():
             iou = paired_iou(got_xyxy, true_xyxy)
@@ -320,7 +319,7 @@ class DetectionCriterion:
         values[torch.arange(len(labels), device=labels.device), labels] = iou.clamp(min=0.01)
         quality[rows] = values
         weight = (assigned > -2).to(logits.dtype)[..., None]
-        giou = generalized_box_iou_loss(got_xyxy, true_xyxy).sum() if len(true) else boxes.sum() * 0.0
+        giou = (1 - paired_giou(got_xyxy, true_xyxy)).sum() if len(true) else boxes.sum() * 0.0
         return {
             "class": varifocal_loss(logits, quality, weight) / normal * self.config.class_weight,
             "bbox": (boxes[rows] - true).abs().sum() / normal * self.config.bbox_weight,
@@ -336,8 +335,8 @@ def _over_ignored(boxes: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
         if len(regions) == 0:
             continue
         predicted, region = (
-            box_convert(boxes[b].float(), "cxcywh", "xyxy"),
-            box_convert(regions, "cxcywh", "xyxy"),
+            cxcywh_to_xyxy(boxes[b].float()),
+            cxcywh_to_xyxy(regions),
         )
         low = torch.maximum(predicted[:, None, :2], region[None, :, :2])
         high = torch.minimum(predicted[:, None, 2:], region[None, :, 2:])
@@ -361,7 +360,7 @@ def postprocess_detections(
     for b in range(len(logits)):
         scores, index = logits[b].float().sigmoid().flatten().topk(min(limit, logits[b].numel()))
         query, label = index // logits.shape[-1], index % logits.shape[-1]
-        xyxy = box_convert(boxes[b, query].float() * scale, "cxcywh", "xyxy")
+        xyxy = cxcywh_to_xyxy(boxes[b, query].float() * scale)
         affine = transform[b].to(xyxy)
         stretch, offset = affine[:, :2].diagonal().repeat(2), affine[:, 2].repeat(2)
         raw_height, raw_width = orig_size[b].tolist()

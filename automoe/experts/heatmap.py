@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou_loss, nms
+from torchvision.ops import nms
 
 from automoe.experts.pyramid import SeparableConv
+from automoe.geometry import cxcywh_to_xyxy, paired_giou, xyxy_to_cxcywh
 from automoe.losses import gaussian_focal_loss
 
 PRIOR = -4.0
@@ -73,7 +74,7 @@ class HeatmapHead(nn.Module):
         boxes = torch.stack(
             [(xs - left) / width, (ys - top) / height, (xs + right) / width, (ys + bottom) / height], dim=-1
         )
-        return logits, box_convert(boxes, "xyxy", "cxcywh")
+        return logits, xyxy_to_cxcywh(boxes)
 
 
 def map_of_box(boxes: Tensor, maps: list[Tensor]) -> Tensor:
@@ -105,7 +106,7 @@ def select_seeds(logits: list[Tensor], boxes: list[Tensor], count: int) -> Seeds
     flat_logits = torch.cat([one.flatten(2) for one in logits], dim=2).transpose(1, 2)
     count = min(count, flat.shape[1])
     scores, candidates = flat.topk(min(CANDIDATES * count, flat.shape[1]), dim=1)
-    corners = box_convert(rows_at(flat_boxes.detach(), candidates), "cxcywh", "xyxy")
+    corners = cxcywh_to_xyxy(rows_at(flat_boxes.detach(), candidates))
     cells = torch.stack([c[_distinct(b, s)[:count]] for b, s, c in zip(corners, scores, candidates)])
     return Seeds(rows_at(flat_logits, cells), rows_at(flat_boxes, cells), cells)
 
@@ -200,9 +201,9 @@ def heatmap_loss(
             weights.append(weight)
             rows = owner >= 0
             if bool(rows.any()):
-                wanted = box_convert(own["boxes"][owner[rows]].float(), "cxcywh", "xyxy")
-                got = box_convert(predicted[rows].float(), "cxcywh", "xyxy")
-                box_loss = box_loss + (generalized_box_iou_loss(got, wanted) * share[rows]).sum()
+                wanted = cxcywh_to_xyxy(own["boxes"][owner[rows]].float())
+                got = cxcywh_to_xyxy(predicted[rows].float())
+                box_loss = box_loss + ((1 - paired_giou(got, wanted)) * share[rows]).sum()
         heat_loss = heat_loss + gaussian_focal_loss(
             map_logits.float(), torch.stack(heats), torch.stack(weights)[:, None]
         )

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from automoe.errors import DataError
-from automoe.taxonomy import BDD_DETECTION, BDD_DETECTION_ALIASES, BDD_DETECTION_IGNORED
+from automoe.taxonomy import BDD_DETECTION_SPELLINGS, bdd_detection_class
 
 logger = logging.getLogger(__name__)
 
@@ -119,20 +119,6 @@ def _parse_size(size: Any, where: str) -> tuple[int, int] | None:
         raise DataError(f'{where}: "size" is not an object with "height" and "width".') from error
 
 
-def map_detection_category(category: object, where: str) -> tuple[int, bool]:
-    """Class index of a category name in BDD_DETECTION, and whether the category itself is an ignore region.
-
-    The aliases and the ignored categories are those of the official configuration. Raises DataError for a
-    name that is neither.
-    """
-    name = BDD_DETECTION_ALIASES.get(category, category) if isinstance(category, str) else ""
-    if name in BDD_DETECTION_IGNORED:
-        return BDD_DETECTION.index(BDD_DETECTION_IGNORED[name]), True
-    if name not in BDD_DETECTION:
-        raise DataError(f"{where}: unknown class {category!r}; known are {', '.join(BDD_DETECTION)}.")
-    return BDD_DETECTION.index(name), False
-
-
 def frame_boxes(frame: Frame, need_scores: bool) -> FrameBoxes:
     """The boxes of a frame under the official mapping; labels without box2d (lanes, areas) are left out.
 
@@ -144,7 +130,11 @@ def frame_boxes(frame: Frame, need_scores: bool) -> FrameBoxes:
         if label.get("box2d") is None:
             continue
         where = f"{frame.where}, label {index}"
-        class_index, by_category = map_detection_category(label.get("category"), where)
+        mapped = bdd_detection_class(label.get("category"))
+        if mapped is None:
+            known = ", ".join(BDD_DETECTION_SPELLINGS)
+            raise DataError(f"{where}: unknown class {label.get('category')!r}; known are {known}.")
+        class_index, by_category = mapped
         attributes = label.get("attributes") or {}
         boxes.append(_parse_box(label["box2d"], where))
         labels.append(class_index)

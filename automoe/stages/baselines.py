@@ -25,6 +25,7 @@ from automoe.errors import CheckpointError, DataError
 from automoe.experts.evaluation import evaluate_expert
 from automoe.experts.expert import ImageExpert
 from automoe.experts.registry import build_expert, expert_names
+from automoe.files import write_text
 from automoe.geometry import pairwise_iou
 from automoe.metrics.segmentation import SegmentationMetrics
 from automoe.taxonomy import DRIVABLE, DRIVABLE_OFFICIAL, IGNORE_INDEX
@@ -139,7 +140,7 @@ def baselines(
     else:
         found |= score_constant_masks(model, sets.train, val_set)
     result = Baselines(found, images, untrained_images)
-    checkpoints.write_text(checkpoint.parent / FILE, json.dumps({"key": key, **asdict(result)}, indent=1) + "\n")
+    write_text(checkpoint.parent / FILE, json.dumps({"key": key, **asdict(result)}, indent=1) + "\n")
     return result
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -33,18 +34,24 @@ def run_entry_point(function: Callable[..., Any], *, name: str, epilogue: str = 
     call(app)
 
 
-def call(app: cyclopts.App) -> None:
-    """Run a cyclopts app on `sys.argv`; a user's mistake ends with its sentence on stderr and exit code 2."""
+def call(app: cyclopts.App, *, reader_may_leave: bool = False) -> None:
+    """Run a cyclopts app on `sys.argv`; a user's mistake ends with its sentence on stderr and exit code 2.
+
+    reader_may_leave: a closed pipe (head, less) is a good end; otherwise what was left unsaid is a failure.
+    """
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         fail(f"{error} Try --help.")
     except AutoMoEError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
-        # The reader of a pipe (head, less) went away: no reason for a traceback.
+        # No reason for a traceback, which would come again when Python flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        sys.exit(0 if reader_may_leave else 128 + signal.SIGPIPE)
 
 
 def fail(sentence: str) -> None:
@@ -55,11 +62,26 @@ def fail(sentence: str) -> None:
 
 
 def command_line() -> str:
-    """The line that started this process, to be pasted into a shell; it resumes, because that is the default."""
+    """The line that goes on with this process's run, to be pasted into a shell.
+
+    It is the line that started it without --resume, whose default goes on where last.pth stands. On several nodes
+    the meeting point is named by placeholders: torchrun doesn't pass it on.
+    """
     launcher = os.environ.get("AUTOMOE_RESUME_COMMAND")
     if launcher:
         return launcher
-    words = ["python3", *sys.argv]
-    if os.environ.get("LOCAL_WORLD_SIZE"):
-        words = ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *sys.argv]
-    return shlex.join(words)
+    words = _without_resume(sys.argv)
+    if not os.environ.get("LOCAL_WORLD_SIZE"):
+        return shlex.join(["python3", *words])
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    several = [f"--nnodes={nodes}", "--rdzv_backend=c10d", "--rdzv_endpoint=HOST:PORT"] if nodes > 1 else []
+    return shlex.join(["torchrun", *several, f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", *words])
+
+
+def _without_resume(words: list[str]) -> list[str]:
+    kept, value_follows = [], False
+    for word in words:
+        if not value_follows and word != "--resume" and not word.startswith("--resume="):
+            kept.append(word)
+        value_follows = word == "--resume"
+    return kept

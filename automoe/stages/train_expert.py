@@ -157,7 +157,7 @@ def train_expert(
         root = data_root or project_root() / default_root
         train_info, val_info = prepare_splits(root, kind, flags.prepared_dir, dist)
         torch.manual_seed(int(stage.engine.get("seed", 0)))
-        resuming = flags.resume != "never" and (run_dir / "last.pth").is_file()
+        resuming = flags.resume != "never" and (flags.resume != "auto" or (run_dir / "last.pth").is_file())
         # A resumed run loads its weights from last.pth: fetching the pretrained ones again would be for nothing.
         model: ImageExpert = build_expert(kind, stage.model, pretrained=flags.pretrained and not resuming)
         engine = from_dict(

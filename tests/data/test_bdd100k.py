@@ -144,11 +144,27 @@ def test_labels_may_be_null_or_absent_and_frames_wrapped(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "read"), [("G", "green"), ("Y", "yellow"), ("R", "red"), ("NA", "NA"), ("green", "green"), ("none", "NA")]
+    ("change", "words"),
+    [
+        (lambda frame: frame.update(labels={"a": 1}), "labels is not a list"),
+        (lambda frame: frame.update(attributes=["clear"]), "attributes is not an object"),
+        (lambda frame: frame["labels"].append(None), "label 6 is not an object"),
+        (lambda frame: frame["labels"][0].update(category=["car"]), "label 0: the category is not a word"),
+        (lambda frame: frame["labels"][0].update(attributes="occluded"), "label 0: attributes is not an object"),
+        (lambda frame: frame["labels"][0].update(category=None), "label 0: the category is not a word but 'None'"),
+    ],
 )
-def test_light_colors(tree: Path, given: str, read: str) -> None:
-    edit_labels(tree, "train", lambda f: f[0]["labels"][0]["attributes"].update(trafficLightColor=given))
-    assert next(records(tree, "detection", "train")).light_colors[0] == read
+def test_json_of_another_shape_is_named(tree: Path, change: Callable[[dict], None], words: str) -> None:
+    edit_labels(tree, "train", lambda frames: change(frames[1]))
+    found = records(tree, "detection", "train")
+    next(found)
+    with pytest.raises(DataError, match=rf"det_train.json, frame train0001.jpg.*{words}"):
+        next(found)
+
+
+def test_a_light_has_any_colour(tree: Path) -> None:
+    edit_labels(tree, "train", lambda f: f[0]["labels"][0]["attributes"].update(trafficLightColor="G"))
+    assert len(next(records(tree, "detection", "train")).labels) == 6
 
 
 def test_unknown_class_names_file_record_and_label(tree: Path) -> None:
@@ -207,7 +223,6 @@ def test_the_real_sample(fixtures: Callable[[str], Path]) -> None:
     assert "the images of the val labels lie in the folder of train" in layout.describe()
     first, second = records(root, "detection", "train")
     assert [BDD_DETECTION[label] for label in first.labels].count("traffic light") == 2
-    assert first.light_colors[:2] == ("green", "green")
     assert second.timeofday == "dawn/dusk"
     source = layout.source("segmentation", "train")
     for record in records(root, "segmentation", "train"):

@@ -266,6 +266,27 @@ def test_of_several_processes_one_prepares(tree: Path) -> None:
     assert sum(prepared for _, prepared in answers) == 1
 
 
+def test_a_disk_that_fills_at_the_very_end_can_be_gone_on_with(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(datasets.DatasetInfo, "write_to_directory", full)
+    with pytest.raises(DataError, match=r"disk of .*out is full: the 1 finished shards are kept"):
+        prepare(tree, "detection", "train", tmp_path / "out")
+    monkeypatch.undo()
+    (tmp_path / "out" / ".info.1.tmp").mkdir()  # as a killed process leaves it
+    assert prepare(tree, "detection", "train", tmp_path / "out").count == 4
+    assert not list((tmp_path / "out").glob(".*.tmp"))
+
+
+def test_what_is_prepared_is_said(tree: Path) -> None:
+    said: list[str] = []
+    ensure_prepared(tree, "drivable", "val", say=said.append)
+    assert f"images {tree}/images/100k/val, labels {tree}/labels/drivable/masks/val" in said
+
+
 def test_an_unwritable_place_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(errno.EROFS, os.strerror(errno.EROFS))

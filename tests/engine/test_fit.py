@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 
@@ -12,7 +13,7 @@ from toy_training import ToyData, ToyModel, evaluate, train
 from automoe.engine import checkpoint
 from automoe.engine.runlog import read_metrics
 from automoe.engine.stopping import Interrupted
-from automoe.errors import CheckpointError, ConfigError, TrainingError
+from automoe.errors import CheckpointError, ConfigError, TrainingError, WriteError
 
 
 def weights(run_dir, name="last.pth"):
@@ -124,6 +125,25 @@ def test_sigterm_saves_and_the_resumed_run_has_the_same_bits(tmp_path, capsys, m
     assert [part["step"] for part in manifest["resumed"]] == [9]
 
 
+def test_a_signal_during_the_last_evaluation_is_heard(tmp_path, capsys):
+    """The pipeline must not go on to its next task; what was evaluated is kept."""
+    seen = []
+
+    def signalled(model, dist):
+        seen.append(1)
+        if len(seen) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(model, dist)
+
+    with pytest.raises(Interrupted) as stopped:
+        train(tmp_path, evaluate=signalled)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert [line["step"] for line in read_metrics(tmp_path)] == [6, 12, 18]
+    assert "step 18 of 18 is saved" in capsys.readouterr().out
+    train(tmp_path)
+    assert "Already finished" in capsys.readouterr().out
+
+
 def test_a_failed_evaluation_is_done_again(tmp_path):
     train(tmp_path / "whole")
     with pytest.raises(CrashError):
@@ -140,6 +160,9 @@ def test_a_run_can_go_on_from_another_folder(tmp_path):
         train(tmp_path / "first", evaluate=stop_evaluation(at=2))
     train(tmp_path / "second", resume=str(tmp_path / "first" / "last.pth"))
     torch.testing.assert_close(weights(tmp_path / "second"), weights(tmp_path / "whole"), rtol=0, atol=0)
+    assert_same_run(tmp_path / "second", tmp_path / "whole")
+    train(tmp_path / "copy", resume=str(tmp_path / "whole"))  # finished: its best weights come along
+    torch.testing.assert_close(weights(tmp_path / "copy", "best.pth"), weights(tmp_path / "whole", "best.pth"))
     with pytest.raises(CheckpointError, match="holds a model but not the state"):
         train(tmp_path / "third", resume=str(tmp_path / "whole" / "best.pth"))
     with pytest.raises(CheckpointError, match="there is no"):
@@ -201,6 +224,28 @@ def test_max_steps_ends_early_with_an_evaluation(tmp_path):
     result = train(tmp_path, max_steps=8)
     assert result.steps == 8
     assert [line["step"] for line in read_metrics(tmp_path)] == [6, 8]
+
+
+def test_fewer_steps_than_are_done_are_evaluated(tmp_path):
+    with pytest.raises(CrashError):
+        train(tmp_path, evaluate=stop_evaluation(at=2))
+    assert checkpoint.load(tmp_path / "last.pth")["progress"]["step"] == 12
+    result = train(tmp_path, max_steps=8)
+    assert result.steps == 12
+    assert [line["step"] for line in read_metrics(tmp_path)] == [6, 12]
+
+
+def test_a_disk_that_fills_under_tensorboard_is_one_sentence(tmp_path, monkeypatch):
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    monkeypatch.setattr(SummaryWriter, "close", full)
+    with pytest.raises(WriteError, match=r"The disk is full: .*events"):
+        train(tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text())["state"] == "failed"
 
 
 def test_best_is_the_best_and_undefined_never_is(tmp_path):

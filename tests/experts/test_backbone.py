@@ -92,3 +92,18 @@ def test_freezing_reaches_a_stem_whose_feature_is_an_activation() -> None:
     net = Backbone("resnet18d", pretrained=False, norm="batch", frozen_stages=1, out_strides=(4, 8)).net
     frozen = {name.split(".")[0] for name, p in net.named_parameters() if not p.requires_grad}
     assert frozen == {"conv1", "bn1"}
+
+
+def test_pretrained_weights_fit_models_whose_features_are_flattened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm spells stages of some feature nets "stages_0", not "stages.0": the weights must be asked for as features."""
+    real, made = timm.create_model, []
+
+    def from_the_hub(name: str, pretrained: bool = False, **options: object) -> object:
+        made.append(real(name, pretrained=False, **options))
+        return made[-1]
+
+    monkeypatch.setattr(timm, "create_model", from_the_hub)
+    net = Backbone("test_convnext", norm="batch", out_strides=(4, 8)).net
+    assert any(key.startswith("stages_0") for key in net.state_dict())
+    assert len(made) == 2
+    assert all(torch.equal(value, made[1].state_dict()[key]) for key, value in net.state_dict().items())

@@ -104,13 +104,23 @@ def test_num_gpus_starts_torchrun_and_world_size_is_the_users_own(tmp_path: Path
     assert calls[0].startswith("WORLD_SIZE=unset")
 
 
-@pytest.mark.parametrize(("variable", "value"), [("NUM_GPUS", "two"), ("NUM_GPUS", "0"), ("SKIP_DETECTION", "maybe")])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("NUM_GPUS", "two"),
+        ("NUM_GPUS", "0"),
+        ("SKIP_DETECTION", "maybe"),
+        ("SKIP_DRIVABLE", "perhaps"),
+        ("SKIP_SEGMENTATION", "2"),
+        ("EXTRA_ARGS", "--amp off --resume"),
+    ],
+)
 def test_a_wrong_value_is_named_before_anything_starts(
     tmp_path: Path, recorder: Path, variable: str, value: str
 ) -> None:
     done, calls = run(tmp_path, recorder, **{variable: value})
     assert done.returncode == 2
-    assert value in done.stderr
+    assert value.split()[-1] in done.stderr
     assert calls == []
 
 
@@ -142,3 +152,36 @@ def test_a_signal_to_the_script_reaches_the_trainer_and_is_waited_for(tmp_path: 
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 143
     assert calls.read_text().split() == ["started", "saved"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_whole_group_ends_the_pipeline_with_the_last_words_heard(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """As a terminal's Ctrl-C and batch systems do it: the log's pipe must outlive it, and no next task may start."""
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/usr/bin/env bash\ntrap "sleep 0.3; echo last words; exit 0" INT TERM\n'
+        'echo started >> "$CALLS"\nfor i in $(seq 100); do sleep 0.1; done\n'
+    )
+    python.chmod(0o755)
+    process = subprocess.Popen(
+        ["bash", str(SCRIPT)],
+        env=environment(tmp_path, python),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    calls = tmp_path / "calls"
+    until = time.monotonic() + 20
+    while not calls.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.5)  # the log's reader starts beside the trainer
+    os.killpg(process.pid, number)
+    printed, errors = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert calls.read_text().split() == ["started"]
+    assert "last words" in printed
+    assert "last words" in (tmp_path / "out/logs/bdd100k_detection_expert_base.log").read_text()
+    assert "Go on with: " in errors

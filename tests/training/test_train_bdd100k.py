@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bdd100k_tree import write_bdd100k_tree
+from bdd100k_tree import edit_labels, write_bdd100k_tree
 
 from automoe.config import from_dict
 from automoe.engine.config import EngineConfig
@@ -22,7 +24,8 @@ from automoe.errors import ConfigError
 from automoe.experts.inference import load_expert
 from automoe.experts.registry import build_expert
 from automoe.stages.bdd100k import component_of
-from automoe.stages.train_expert import TrainFlags, load_stage_config
+from automoe.stages.entry import command_line
+from automoe.stages.train_expert import ENGINE_FLAGS, TrainFlags, load_stage_config
 
 RunHere = Callable[[list[str]], tuple[int, str, str]]
 
@@ -172,6 +175,75 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(
     assert code == 2
     assert sentence in err
     assert "Traceback" not in err
+
+
+def test_two_processes_train_as_one(data_root: Path, tmp_path: Path, run_here: RunHere) -> None:
+    """Under torchrun, with one rank's batch at times without a box: the losses are those of the whole batch."""
+    tree = shutil.copytree(data_root, tmp_path / "tree", ignore=shutil.ignore_patterns("automoe_prepared"))
+    edit_labels(tree, "train", lambda frames: [frame.update(labels=None) for frame in frames[::2]])
+    calm = {"dropout": 0.0, "denoising_weight": 0.0}  # chance is drawn for each rank
+    engine = {"max_steps": 4, "num_workers": 0, "warmup_steps": 1, "ema_decay": 0.9, "log_steps": 1, "amp": "off"}
+    file = tmp_path / "calm.json"
+    file.write_text(json.dumps({"size": [64, 96], "model": MODEL["detection"] | calm, "engine": engine}))
+    shared = [str(SCRIPT), "--data_root", str(tree), "--config", str(file), "--run_name", "r", "--device", "cpu"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    process = start([*launcher, *shared, "--batch_size", "1", "--output_root", str(tmp_path / "two")])
+    printed, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, printed
+    code, _, err = run_here([*shared, "--batch_size", "2", "--output_root", str(tmp_path / "one")])
+    assert code == 0, err
+
+    folders = [tmp_path / name / "models/checkpoints/bdd100k_detection_expert/r" for name in ("two", "one")]
+    two, one = (json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1]) for folder in folders)
+    assert two["step"] == one["step"] == 4
+    for key, value in one["losses"].items():
+        assert two["losses"][key] == pytest.approx(value, rel=2e-3, abs=1e-4), key
+    before, after = (torch.load(folder / "last.pth", weights_only=True)["module"] for folder in folders)
+    gaps = [float((before[key] - after[key]).abs().mean()) for key in after]
+    assert max(gaps) < 0.1 * 4 * EngineConfig(metric="AP").learning_rate
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("epochs", 7),
+        ("batch_size", 3),
+        ("learning_rate", 0.003),
+        ("weight_decay", 0.07),
+        ("num_workers", 5),
+        ("seed", 4),
+        ("max_steps", 9),
+        ("accumulate", 2),
+        ("warmup_steps", 6),
+        ("clip_norm", 0.5),
+        ("ema_decay", 0.9),
+        ("eval_every", 8),
+        ("save_steps", 10),
+        ("amp", "off"),
+        ("compile", True),
+        ("resume", "never"),
+    ],
+)
+def test_a_flag_wins_over_the_profile(flag: str, value: object) -> None:
+    assert set(ENGINE_FLAGS) <= {field.name for field in dataclasses.fields(TrainFlags)}
+    stage = load_stage_config(component_of("detection"), TrainFlags(profile="tiny", **{flag: value}))
+    engine = from_dict(EngineConfig, {**stage.engine, "metric": "AP"}, "engine")
+    assert getattr(engine, flag) == value
+
+
+def test_the_line_that_goes_on_never_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUTOMOE_RESUME_COMMAND", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(
+        sys, "argv", ["t.py", "--resume", "never", "--epochs", "3", "--resume=/a/last.pth", "--limit", "4"]
+    )
+    assert command_line() == "python3 t.py --epochs 3 --limit 4"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert command_line() == "torchrun --nproc_per_node=4 t.py --epochs 3 --limit 4"
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert "--nnodes=2" in command_line()
+    monkeypatch.setenv("AUTOMOE_RESUME_COMMAND", "bash again.sh")
+    assert command_line() == "bash again.sh"
 
 
 def test_missing_data_says_where_it_looked(tmp_path: Path, run_here: RunHere) -> None:
