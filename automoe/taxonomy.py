@@ -135,3 +135,87 @@ BDD_SCENE: tuple[str, ...] = (
     "undefined",
 )
 BDD_LIGHT_COLORS: tuple[str, ...] = ("green", "yellow", "red", "NA")
+
+NUSCENES_DETECTION: tuple[str, ...] = (
+    "car",
+    "truck",
+    "bus",
+    "trailer",
+    "construction_vehicle",
+    "pedestrian",
+    "motorcycle",
+    "bicycle",
+    "traffic_cone",
+    "barrier",
+)
+"""nuScenes' ten detection classes, in the devkit's order; the index in this tuple is the model's label."""
+
+NUSCENES_COLORS: tuple[tuple[int, int, int], ...] = (
+    (255, 158, 0),
+    (255, 99, 71),
+    (255, 140, 105),
+    (255, 215, 120),
+    (233, 150, 70),
+    (80, 130, 255),
+    (255, 61, 99),
+    (220, 40, 160),
+    (90, 200, 90),
+    (160, 160, 175),
+)
+"""Picture colours (RGB) by nuScenes class."""
+
+NUSCENES_CATEGORIES: dict[str, str | None] = {
+    "animal": None,
+    "human.pedestrian.adult": "pedestrian",
+    "human.pedestrian.child": "pedestrian",
+    "human.pedestrian.construction_worker": "pedestrian",
+    "human.pedestrian.personal_mobility": None,
+    "human.pedestrian.police_officer": "pedestrian",
+    "human.pedestrian.stroller": None,
+    "human.pedestrian.wheelchair": None,
+    "movable_object.barrier": "barrier",
+    "movable_object.debris": None,
+    "movable_object.pushable_pullable": None,
+    "movable_object.trafficcone": "traffic_cone",
+    "static_object.bicycle_rack": None,
+    "vehicle.bicycle": "bicycle",
+    "vehicle.bus.bendy": "bus",
+    "vehicle.bus.rigid": "bus",
+    "vehicle.car": "car",
+    "vehicle.construction": "construction_vehicle",
+    "vehicle.emergency.ambulance": None,
+    "vehicle.emergency.police": None,
+    "vehicle.motorcycle": "motorcycle",
+    "vehicle.trailer": "trailer",
+    "vehicle.truck": "truck",
+}
+"""The 23 annotated categories of nuScenes and the detection class that each is scored as; None is not scored."""
+
+NUSCENES_BICYCLE_RACK = "static_object.bicycle_rack"
+"""Bicycles and motorcycles inside such a box are neither truth nor mistakes."""
+
+NUSCENES_ATTRIBUTES: tuple[str, ...] = (
+    "pedestrian.moving",
+    "pedestrian.sitting_lying_down",
+    "pedestrian.standing",
+    "cycle.with_rider",
+    "cycle.without_rider",
+    "vehicle.moving",
+    "vehicle.parked",
+    "vehicle.stopped",
+)
+"""The attributes of nuScenes; a box has one of its kind, or none."""
+
+NUSCENES_RANGE: dict[str, float] = {
+    "car": 50.0,
+    "truck": 50.0,
+    "bus": 50.0,
+    "trailer": 50.0,
+    "construction_vehicle": 50.0,
+    "pedestrian": 40.0,
+    "motorcycle": 40.0,
+    "bicycle": 40.0,
+    "traffic_cone": 30.0,
+    "barrier": 30.0,
+}
+"""Metres from the ego, seen from above, up to which a class is scored (the devkit's detection_cvpr_2019)."""

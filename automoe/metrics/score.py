@@ -49,6 +49,19 @@ def write_metrics_json(path: Path, metrics: Mapping[str, float | None]) -> None:
     write_text(path, json.dumps({"metrics": dict(metrics)}, indent=2, allow_nan=False) + "\n")
 
 
+def format_nuscenes_table(metrics: Mapping[str, float | None]) -> str:
+    """A nuScenes score as plain text: a line a class with AP at each distance and its errors, the means last."""
+    columns = ("AP", "AP@0.5m", "AP@1m", "AP@2m", "AP@4m", "ATE", "ASE", "AOE", "AVE", "AAE")
+    names = [key.split("/")[1] for key in metrics if key.startswith("AP/")]
+    width = max(map(len, names))
+    lines = [f"{'':{width}}" + "".join(f"{column:>9}" for column in columns)]
+    for name in names:
+        values = [metrics[f"{column}/{name}"] for column in columns]
+        lines.append(f"{name:{width}}" + "".join(f"{'-' if v is None else format(v, '.3f'):>9}" for v in values))
+    means = ("mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "NDS")
+    return "\n".join([*lines, "", "  ".join(f"{key} {metrics[key]:.4f}" for key in means)])
+
+
 def format_table(metrics: Mapping[str, float | None], task: Task) -> str:
     """A plain text table of a score: one line a class, the means under it, then everything else."""
     columns = _SUFFIXES[task]
