@@ -11,7 +11,7 @@ DEMO_VAL ?= 500
 DEMO_OUTPUT ?= .
 DEMO_REPORT ?= reports/demo/index.html
 
-.PHONY: help demo test lint types format env dev system clean-demo
+.PHONY: help demo test lint types format env dev devkit system clean-demo
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -52,6 +52,10 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/uv
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 	@$(BIN)/uv pip install --python $(BIN)/python -e '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+devkit: dev  ## the official nuScenes devkit, for the test that scores side by side with it
+	@$(BIN)/uv pip install --python $(BIN)/python -e '.[devkit]'
+	@$(BIN)/uv pip install --python $(BIN)/python --no-deps nuscenes-devkit==1.2.0  # it asks for an older numpy
 
 clean-demo:  ## remove what the demo made
 	rm -rf datasets/embedded models/checkpoints/bdd100k_*_expert/tiny models/runs/bdd100k_*_expert/tiny reports/demo

@@ -20,6 +20,7 @@ TASKS: tuple[Task, ...] = ("detection", "drivable", "segmentation")
 # Where the trainers read and write, too, from whatever folder they are called.
 CHECKOUT = project_root()
 BDD_ROOT = CHECKOUT / "datasets" / "bdd100k"
+NUSCENES_ROOT = CHECKOUT / "datasets" / "nuscenes"
 BddRoot = Annotated[Path, Parameter(help="BDD100K; datasets/bdd100k in the checkout if not given", show_default=False)]
 OutputRoot = Annotated[Path, Parameter(help="where runs are; the checkout if not given", show_default=False)]
 
@@ -71,6 +72,31 @@ def export_bdd100k_command(
     print(report.text())
 
 
+@export.command(name="nuscenes")
+def export_nuscenes_command(
+    *,
+    out: Path,
+    scenes: int = 16,
+    val_scenes: int = 6,
+    seconds: float = 20.0,
+    seed: int = 0,
+    size: Annotated[tuple[int, int], Parameter(help="width and height; 1600 900 is the official size")] = (400, 225),
+    workers: int | None = None,
+) -> None:
+    """Drive through towns of the embedded world and write what a nuScenes car would record, in the official layout.
+
+    scenes: for training; validation scenes are in towns of their own. A stopped export goes on when the same line is
+    given again.
+    """
+    from automoe.data.prepared import progress_bar
+    from automoe.report.doctor_nuscenes import doctor_nuscenes
+    from automoe.world.nuscenes_writer import export_nuscenes
+
+    with progress_bar("drive and render") as progress:
+        export_nuscenes(out, scenes, val_scenes, seed, seconds=seconds, size=size, workers=workers, progress=progress)
+    print(doctor_nuscenes(out, out).text())
+
+
 @prepare.command(name="bdd100k")
 def prepare_bdd100k_command(
     *,
@@ -101,6 +127,22 @@ def doctor_bdd100k_command(
     from automoe.report.doctor import doctor_bdd100k
 
     print(doctor_bdd100k(data_root, out, samples=samples).text())
+
+
+@doctor.command(name="nuscenes")
+def doctor_nuscenes_command(
+    *,
+    data_root: Path = NUSCENES_ROOT,
+    version: str | None = None,
+    split: str = "val",
+    out: Path = Path("reports/doctor_nuscenes"),
+    samples: int = 3,
+    sweeps: int = 3,
+) -> None:
+    """Say what a nuScenes tree holds and what is wrong with it; draw boxes and points on all cameras and from above."""
+    from automoe.report.doctor_nuscenes import doctor_nuscenes
+
+    print(doctor_nuscenes(data_root, out, version=version, split=split, samples=samples, sweeps=sweeps).text())
 
 
 @app.command
@@ -196,6 +238,28 @@ def score_drivable_command(*, gt: Path, pred: Path, json: Path | None = None) ->
 def score_segmentation_command(*, gt: Path, pred: Path, json: Path | None = None) -> None:
     """Semantic mIoU over Cityscapes' nineteen classes. gt, pred: folders of trainId PNGs, or RLE JSON."""
     _score("segmentation", gt, pred, json)
+
+
+@score.command(name="nuscenes")
+def score_nuscenes_command(
+    *,
+    pred: Path,
+    dataroot: Path = NUSCENES_ROOT,
+    version: str | None = None,
+    split: str = "val",
+    json: Path | None = None,
+) -> None:
+    """nuScenes detection: mAP, NDS and the five errors as the devkit computes them, as fractions.
+
+    pred: a submission file. version: v1.0-mini, say; the only one there if not given. split: val, mini_val, ...
+    """
+    from automoe.metrics.score import format_nuscenes_table, write_metrics_json
+    from automoe.stages.score_nuscenes import score_nuscenes
+
+    metrics = score_nuscenes(dataroot, version, split, pred).metrics
+    print(format_nuscenes_table(metrics))
+    if json is not None:
+        write_metrics_json(json, metrics)
 
 
 def main() -> None:
