@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from automoe.taxonomy import DRIVABLE, SEMANTIC
+from automoe.taxonomy import BDD_DETECTION, DRIVABLE, SEMANTIC
 from automoe.world import polyline
 from automoe.world.parts import Asset
 from automoe.world.scene import Camera, Placement, Scene, world_to_camera
@@ -89,6 +89,8 @@ def boxes_2d(
             pose, category = (actor.x, actor.y, actor.z, actor.yaw), actor.category
         else:
             placement = placements[instance]
+            if scene.stage.assets[placement.asset].category not in BDD_DETECTION:
+                continue
             asset, key = scene.stage.assets[placement.asset], placement.asset
             pose, category = (placement.x, placement.y, placement.z, placement.yaw), str(asset.category)
             if placement.signal is not None and _faces(placement, T_world_cam[:3, 3]):
@@ -121,6 +123,15 @@ def _faces(placement: Placement, eye: np.ndarray) -> bool:
     """Whether the front of a sign or signal head is turned towards the eye."""
     toward = eye[:2] - [placement.x, placement.y]
     return bool(toward @ [math.cos(placement.yaw), math.sin(placement.yaw)] > 0.15 * np.hypot(*toward))
+
+
+def silhouette(asset: Asset, key: str, pose: tuple, camera: Camera, T_world_cam: np.ndarray) -> float:
+    """Pixels that an asset at pose (x, y, z, yaw) would cover in a camera's picture if nothing stood before it."""
+    x, y, z = pose[:3]
+    middle = world_to_camera(T_world_cam, np.array([[x, y, z + asset.size[2] / 2]]))[0]
+    if middle[2] < -max(asset.size):
+        return 0.0  # behind the camera
+    return _silhouette(asset, key, pose, camera, T_world_cam)[0]
 
 
 def _silhouette(asset: Asset, key: str, pose: tuple, camera: Camera, T_world_cam: np.ndarray) -> tuple[float, bool]:

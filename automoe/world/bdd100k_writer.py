@@ -16,21 +16,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from automoe.errors import WorldError, WriteError
-from automoe.files import write_bytes
+from automoe.errors import WorldError
 from automoe.machine import available_cores
 from automoe.taxonomy import BDD_DETECTION
+from automoe.world.workers import run_workers, write_piece
 
 if TYPE_CHECKING:
     from automoe.world.renderer import Renderer
@@ -120,7 +117,9 @@ def export_bdd100k(
     if count == 1:
         write_frames(out, plan, waiting, one_more)
     else:
-        _run_workers(out, plan, np.array_split(np.arange(len(waiting)), count), waiting, one_more)
+        shares = [[waiting[i] for i in share] for share in np.array_split(np.arange(len(waiting)), count)]
+        jobs = [{"out": str(out), "plan": asdict(plan), "frames": share} for share in shares]
+        run_workers("automoe.world.bdd100k_writer:work", jobs, one_more, out)
     return _finish(out, plan)
 
 
@@ -168,10 +167,10 @@ def write_frame(out: Path, plan: ExportPlan, split: str, index: int, renderer: R
     name = frame_name(plan.seed, split, index)
     jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality=JPEG_QUALITY, colorspace="RGB")
     image = out / f"images/100k/{split}/{name}.jpg"
-    _write(image, jpeg)
+    write_piece(image, jpeg)
     _link(image, out / f"images/10k/{split}/{name}.jpg")
     for folder, mask in (("drivable", drivable_mask(frame, scene, camera)), ("sem_seg", frame.semantic)):
-        _write(out / f"labels/{folder}/masks/{split}/{name}.png", cv2.imencode(".png", mask)[1].tobytes())
+        write_piece(out / f"labels/{folder}/masks/{split}/{name}.png", cv2.imencode(".png", mask)[1].tobytes())
     record = {
         "name": f"{name}.jpg",
         "attributes": {
@@ -194,15 +193,7 @@ def write_frame(out: Path, plan: ExportPlan, split: str, index: int, renderer: R
             for number, box in enumerate(boxes)
         ],
     }
-    _write(_sidecar(out, plan, split, index), json.dumps(record).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file so that it is whole or absent."""
-    try:
-        write_bytes(path, content, sync=False)
-    except WriteError as error:
-        raise WorldError(f"{error} Finished frames are kept: the same command goes on from there.") from error
+    write_piece(_sidecar(out, plan, split, index), json.dumps(record).encode())
 
 
 def _link(source: Path, target: Path) -> None:
@@ -212,7 +203,7 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        _write(target, source.read_bytes())
+        write_piece(target, source.read_bytes())
 
 
 def _sidecar(out: Path, plan: ExportPlan, split: str, index: int) -> Path:
@@ -222,75 +213,12 @@ def _sidecar(out: Path, plan: ExportPlan, split: str, index: int) -> Path:
 # ---------------------------------------------------------------- many processes
 
 
-def _run_workers(
-    out: Path, plan: ExportPlan, shares: list[np.ndarray], waiting: list[tuple[str, int]], on_frame: Callable[[], None]
-) -> None:
-    """Give each worker process its share of the frames and listen to them."""
-    environment = dict(os.environ)
-    for variable in ("OMP_NUM_THREADS", "LP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        environment.setdefault(variable, "1")
-    # glibc would give every picture-sized array back to the system and fetch it again: a third of the time.
-    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 28))
-    environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 29))
-    processes, listeners, lock = [], [], threading.Lock()
-    failures: list[str] = []
-
-    def listen(process: subprocess.Popen, share: list[tuple[str, int]]) -> None:
-        job = {"out": str(out), "plan": asdict(plan), "frames": share}
-        out_text = []
-        assert process.stdin
-        assert process.stdout
-        try:
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.close()
-        except BrokenPipeError:
-            pass  # it died before it could read; its last words and its exit status follow
-        for line in process.stdout:
-            if line.strip() == "frame":
-                with lock:
-                    on_frame()
-            else:
-                out_text.append(line)
-        if process.wait() != 0:
-            failures.append("".join(out_text[-30:]).strip() or f"exit status {process.returncode}")
-
-    for share in shares:
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from automoe.world.bdd100k_writer import _worker; _worker()"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-        )  # fmt: skip
-        processes.append(process)
-        listeners.append(threading.Thread(target=listen, args=(process, [waiting[i] for i in share]), daemon=True))
-        listeners[-1].start()
-    try:
-        for listener in listeners:
-            while listener.is_alive():
-                listener.join(0.2)
-                if failures:
-                    break
-    finally:
-        for process in processes:
-            if process.poll() is None and (failures or sys.exc_info()[0] is not None):
-                process.terminate()
-    if failures:
-        raise WorldError(
-            f"a worker of the export to {out} stopped: {failures[0].splitlines()[-1]}; what is finished is kept, the "
-            "same command goes on from there"
-        )
-
-
-def _worker() -> None:
-    """A worker process: reads its job from standard input, prints `frame` for each frame that it has written."""
-    import cv2
-
-    cv2.setNumThreads(1)
-    job = json.loads(sys.stdin.readline())
+def work(job: dict[str, Any], on_frame: Callable[[], None]) -> None:
+    """A worker's share of an export."""
     plan = job["plan"]
     for key in ("size", "train_towns", "val_towns"):
         plan[key] = tuple(plan[key])
-    write_frames(
-        Path(job["out"]), ExportPlan(**plan), [tuple(f) for f in job["frames"]], lambda: print("frame", flush=True)
-    )
+    write_frames(Path(job["out"]), ExportPlan(**plan), [tuple(f) for f in job["frames"]], on_frame)
 
 
 # ---------------------------------------------------------------- beginning and end
@@ -323,7 +251,7 @@ def _claim(out: Path, plan: ExportPlan) -> None:
                 f"{out} holds {len(there - wanted)} {split} frames beyond the {count} asked for, which readers would "
                 "find too; ask for more, or choose another directory"
             )
-    _write(path, json.dumps({"settings": settings, "complete": False}, indent=1).encode())
+    write_piece(path, json.dumps({"settings": settings, "complete": False}, indent=1).encode())
 
 
 def _finish(out: Path, plan: ExportPlan) -> dict:
@@ -331,11 +259,11 @@ def _finish(out: Path, plan: ExportPlan) -> dict:
     statistics = {}
     for split, count in (("train", plan.train), ("val", plan.val)):
         records = [json.loads(_sidecar(out, plan, split, index).read_bytes()) for index in range(count)]
-        _write(out / f"labels/det_20/det_{split}.json", json.dumps(records).encode())
+        write_piece(out / f"labels/det_20/det_{split}.json", json.dumps(records).encode())
         statistics[split] = describe(records, plan.size[0])
     settings = {k: v for k, v in json.loads(json.dumps(asdict(plan))).items() if k not in ("train", "val")}
     world = {"settings": settings, "complete": True, "frames": {"train": plan.train, "val": plan.val}, **statistics}
-    _write(out / "world.json", json.dumps(world, indent=1).encode())
+    write_piece(out / "world.json", json.dumps(world, indent=1).encode())
     return world
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,7 +17,7 @@ from shapely.strtree import STRtree
 from automoe.world import meshes, polyline, surface
 from automoe.world.parts import Asset
 from automoe.world.scene import LampPost, Placement, StagedTown
-from automoe.world.town import LANE_WIDTH, SIDEWALK_WIDTH, Arm, Street, Town, build_town, town_seed
+from automoe.world.town import LANE_WIDTH, SIDEWALK_WIDTH, Arm, Lane, Street, Town, build_town, town_seed
 
 FLEET: dict[str, tuple[int, int]] = {
     "car": (16, 3),
@@ -73,10 +74,11 @@ class _Furnisher:
         self._buildings()
         self._yards()
         self._surroundings()
+        closed = self._roadworks()
         fleet, copies = self._fleet()
         return StagedTown(
             self.town, surface.build_ground(self.town), tuple(self.placements), tuple(self.lamps),
-            self.assets, fleet, copies,
+            self.assets, fleet, copies, closed,
         )  # fmt: skip
 
     # -------------------------------------------------------- assets
@@ -86,10 +88,47 @@ class _Furnisher:
         self.catalogue = _buildings(self.town.style.fleet, self.town.style.kind)
         self.assets.update({key: asset for key, asset, _, _ in self.catalogue})
 
+    def _roadworks(self) -> dict[str, tuple[tuple[float, float], ...]]:
+        """Construction sites on parking strips; returns the stretches that they take."""
+        if self.town.style.roadworks == 0:
+            return {}
+        rng = np.random.default_rng([self.town.seed, 4])  # of its own: other things stay where they are without sites
+        self.assets.update(_site_assets(self.town.style.fleet))
+        closed: dict[str, tuple[tuple[float, float], ...]] = {}
+        for lane in self.town.lanes.values():
+            if lane.kind == "parking" and lane.length > 45.0 and rng.random() < self.town.style.roadworks:
+                start = float(rng.uniform(16.0, lane.length - 26.0))
+                end = start + float(rng.uniform(11.0, min(22.0, lane.length - 14.0 - start)))
+                self._site(lane, start, end, rng)
+                closed[lane.id] = ((start - 7.0, end + 1.0),)  # the cones before it included
+        return closed
+
+    def _site(self, lane: Lane, start: float, end: float, rng: np.random.Generator) -> None:
+        """Barriers towards the traffic, cones that lead up to them, a machine behind."""
+        beside = lane.width / 2 - 0.35
+
+        def put(asset: str, along: float, aside: float, turn: float) -> None:
+            point, heading = lane.at(along)
+            point = point + aside * np.array([-math.sin(heading), math.cos(heading)])
+            self._put(asset, point, float(heading) + turn + rng.normal(0, 0.04), 0.0)
+
+        for along in np.arange(start + 2.2, end - 1.0, 2.1):
+            # A barrier faces along x, so that it lies along the lane with its x to the right.
+            put(f"barrier{rng.integers(SITE_VARIANTS)}", float(along), beside, -math.pi / 2)
+        for along, tilt in ((start + 0.8, 0.35), (end - 0.3, -0.35)):
+            put(f"barrier{rng.integers(SITE_VARIANTS)}", along, beside - 1.1, math.pi + tilt)
+        for number in range(int(rng.integers(3, 6))):
+            put(f"cone{rng.integers(2)}", start - 0.6 - 1.3 * number, beside - 0.35 * number, rng.uniform(0, 6.28))
+        if rng.random() < 0.8:
+            machine = f"machine{rng.integers(SITE_VARIANTS)}"
+            # Where the strip is too narrow for it, it stands with a track on the kerb.
+            put(machine, (start + end) / 2, -0.7, math.pi if rng.random() < 0.5 else 0.0)
+
     def _fleet(self) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
         fleet: dict[str, tuple[str, ...]] = {}
         copies: dict[str, int] = {}
-        for category, (variants, count) in FLEET.items():
+        towed = {"trailer": (4, 2)} if self.town.style.roadworks > 0 else {}
+        for category, (variants, count) in (FLEET | towed).items():
             if category == "train" and not self.town.style.tram:
                 continue
             keys = []
@@ -318,6 +357,20 @@ def _street_assets(fleet: str) -> dict[str, Asset]:
     return assets
 
 
+SITE_VARIANTS = 4
+"""How many different barriers and machines the sites of a fleet's towns have."""
+
+
+@lru_cache(maxsize=8)
+def _site_assets(fleet: str) -> dict[str, Asset]:
+    """What construction sites are made of."""
+    rng = np.random.default_rng([town_seed(fleet), 22])
+    assets = {f"barrier{index}": meshes.make_barrier(rng) for index in range(SITE_VARIANTS)}
+    assets |= {f"machine{index}": meshes.make_construction_vehicle(rng) for index in range(SITE_VARIANTS)}
+    assets |= {f"cone{index}": replace(meshes.make_traffic_cone(rng), category="traffic_cone") for index in range(2)}
+    return assets
+
+
 @lru_cache(maxsize=16)
 def _buildings(fleet: str, kind: str) -> list[tuple[str, Asset, float, float]]:
     """A catalogue of buildings (key, asset, width along the street, depth) for one kind of town."""
@@ -334,13 +387,15 @@ def _buildings(fleet: str, kind: str) -> list[tuple[str, Asset, float, float]]:
 @lru_cache(maxsize=256)
 def _mover(fleet: str, category: str, index: int) -> Asset:
     """One road user of a fleet; towns share fleets, so that a process makes each only once."""
-    rng = np.random.default_rng([town_seed(fleet), list(FLEET).index(category), index])
+    rng = np.random.default_rng([town_seed(fleet), [*FLEET, "trailer"].index(category), index])
     if category == "pedestrian":
         return meshes.make_person(rng, float(rng.uniform(0, 1)))
     if category in ("motorcycle", "bicycle"):
         return meshes.make_two_wheeler(category, rng)
     if category == "train":
         return meshes.make_train(rng)
+    if category == "trailer":
+        return meshes.make_trailer(rng)
     return meshes.make_vehicle(category, rng)
 
 

@@ -71,8 +71,7 @@ class LidarCaster:
             asset = stage.assets[placement.asset]
             for part in asset.parts:
                 placed = _placed(part.vertices, placement.x, placement.y, placement.z, placement.yaw)
-                boxed = part.label == (asset.category or part.label)
-                pieces.append((part, placed, placement.instance if boxed else 0))
+                pieces.append((part, placed, placement.instance if asset.boxed(part) else 0))
         self._town = _Triangles(pieces)
 
     def sweep(self, scene: Scene, lidar: Lidar) -> Sweep:

@@ -44,8 +44,8 @@ class Part:
 class Asset:
     """A thing that can be placed: a car, a tree, a signal head.
 
-    category: its BDD100K detection class, or None for things that get no box. size: length, width, height in
-    metres of the 3D box, centred over the origin. rider: the person on a two-wheeler, an instance of its own.
+    category: its detection class (BDD100K, nuScenes), or None for things that get no box. size: length, width, height
+    in metres of the 3D box, centred over the origin. rider: the person on a two-wheeler, an instance of its own.
     """
 
     name: str
@@ -54,3 +54,8 @@ class Asset:
     size: tuple[float, float, float] = (0.0, 0.0, 0.0)
     rider: Asset | None = None
     attributes: dict[str, str] = field(default_factory=dict)
+
+    def boxed(self, part: Part) -> bool:
+        """Whether a part belongs to what the box is around: the plate of a sign, not its post."""
+        own = [one for one in self.parts if one.label == self.category]
+        return not own or part.label == self.category

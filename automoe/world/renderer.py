@@ -307,7 +307,7 @@ class _ModelBuilder:
             quat = [np.cos(placement.yaw / 2), 0, 0, np.sin(placement.yaw / 2)]
             for number, part in enumerate(stage.assets[placement.asset].parts):
                 name = f"place{index}.{number}"
-                has_box = part.label == (stage.assets[placement.asset].category or part.label)
+                has_box = stage.assets[placement.asset].boxed(part)
                 self._geom(
                     spec.worldbody, name, part, [placement.x, placement.y, placement.z], quat,
                     placement.instance if has_box else 0,

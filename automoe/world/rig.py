@@ -5,6 +5,8 @@ All rigs here are calibrations of the embedded world's own ego; real data sets b
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from automoe.world.scene import Camera, Lidar
@@ -43,6 +45,33 @@ def dash_camera(width: int, height: int, rng: np.random.Generator) -> Camera:
         yaw=float(np.radians(rng.normal(0, 1.0))), pitch=float(np.radians(rng.normal(1.0, 1.2))),
         roll=float(np.radians(rng.normal(0, 0.5))),
     )  # fmt: skip
+
+
+NUSCENES_MOUNTS: dict[str, tuple[tuple[float, float, float], float, float]] = {
+    "CAM_FRONT": ((1.70, 0.02, 1.51), 0.0, 64.6),
+    "CAM_FRONT_RIGHT": ((1.55, -0.49, 1.50), -55.0, 64.6),
+    "CAM_BACK_RIGHT": ((1.01, -0.48, 1.56), -110.0, 64.6),
+    "CAM_BACK": ((0.03, 0.00, 1.58), 180.0, 89.3),
+    "CAM_BACK_LEFT": ((1.03, 0.48, 1.59), 110.0, 64.6),
+    "CAM_FRONT_LEFT": ((1.52, 0.49, 1.51), 55.0, 64.6),
+}
+"""Position on the ego, yaw and horizontal field of view (degrees) of the six cameras, about as on nuScenes' cars."""
+
+
+def nuscenes_cameras(width: int, height: int) -> tuple[Camera, ...]:
+    """The six cameras of a nuScenes car, level, at a picture size (1600 x 900 officially)."""
+    return tuple(
+        mounted_camera(name, width, height, float(np.radians(field)), position, yaw=float(np.radians(yaw)))
+        for name, (position, yaw, field) in NUSCENES_MOUNTS.items()
+    )
+
+
+def nuscenes_lidar(columns: int = 1084) -> Lidar:
+    """The 32-beam roof LiDAR of a nuScenes car; x of its frame points to the right, y ahead."""
+    lidar = roof_lidar(32, columns)
+    transform = lidar.T_ego_lidar.copy()
+    transform[:3, :3] = _rotation(2, -np.pi / 2)
+    return replace(lidar, name="LIDAR_TOP", T_ego_lidar=transform)
 
 
 def roof_lidar(rings: int = 32, columns: int = 1084, max_range: float = 100.0) -> Lidar:

@@ -56,6 +56,8 @@ class StagedTown:
     assets: dict[str, Asset] = field(repr=False)
     fleet: dict[str, tuple[str, ...]] = field(repr=False)
     copies: dict[str, int] = field(repr=False)
+    closed: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict, repr=False)
+    """For lanes with roadworks on them the stretches (from, to) that nobody parks on."""
 
     @property
     def first_actor_id(self) -> int:

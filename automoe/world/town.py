@@ -28,6 +28,8 @@ CORNER_RADIUS = 7.0
 CROSSWALK_NEAR, CROSSWALK_FAR = 0.6, 3.8
 """Where a crosswalk lies on its arm, metres from the arm's end at the junction."""
 STOP_LINE_SETBACK = 5.0
+ROADWORKS_PREFIX = "nuscenes-"
+"""Towns with such names have construction sites and trailers, and no trams: what nuScenes has classes for."""
 GREEN_S, YELLOW_S, ALL_RED_S = 12.0, 3.0, 2.0
 
 
@@ -48,6 +50,8 @@ class TownStyle:
     tram: bool = False
     fleet: str = "fleet"
     """Which vehicles and people it has; towns of one fleet share them."""
+    roadworks: float = 0.0
+    """Share of the sides of streets with parking that have a construction site; such towns have trailers, too."""
 
 
 @dataclass(frozen=True)
@@ -215,12 +219,13 @@ def draw_style(name: str) -> TownStyle:
     return TownStyle(
         columns=4,
         rows=int(rng.integers(3, 5)),
+        roadworks=0.4 if name.startswith(ROADWORKS_PREFIX) else 0.0,
         spacing=float(rng.uniform(105, 135)),
         kind=kind,
         merged_blocks=int(rng.integers(2, 5)),
         avenues=float(rng.uniform(0.3, 0.6)) * (0.5 if kind == "residential" else 1.0),
         curved=float(rng.uniform(0.35, 0.7)),
-        tram=bool(rng.random() < 0.6),
+        tram=bool(rng.random() < 0.6) and not name.startswith(ROADWORKS_PREFIX),
         # Towns whose names differ only in their number share two fleets: train and validation towns never do.
         fleet=f"{name.rsplit('-', 1)[0]}/{town_seed(name) % 2}",
     )

@@ -277,9 +277,16 @@ class _Sampler:
     def _park(self, lane: Lane) -> None:
         rng = self.rng
         along = 12.0
+        closed = self.stage.closed.get(lane.id, ())
+        trailers = "trailer" in self.stage.fleet
         while along < lane.length - 12.0:
-            if rng.random() < self.density.parked:
+            site = next((end for start, end in closed if start - 13.0 < along < end), None)
+            if site is not None:
+                along = site + 1.0
+            elif rng.random() < self.density.parked:
                 category = "car" if rng.random() < 0.97 else "truck"
+                if trailers and rng.random() < 0.06:
+                    category = "trailer"
                 key = self._pick(category)
                 if key is None:
                     return

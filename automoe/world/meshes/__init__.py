@@ -6,6 +6,7 @@ Frame of every asset: x forward, y left, z up, metres, origin on the ground. Equ
 from automoe.world.meshes.buildings import make_building
 from automoe.world.meshes.people import make_person
 from automoe.world.meshes.rail import make_train
+from automoe.world.meshes.roadworks import make_barrier, make_construction_vehicle, make_trailer
 from automoe.world.meshes.signs import SIGN_KINDS, make_signal_head, make_traffic_sign
 from automoe.world.meshes.street import (
     make_bench,
@@ -28,12 +29,14 @@ from automoe.world.meshes.vehicles import make_vehicle
 __all__ = [
     "SIGN_KINDS",
     "TEXTURES",
+    "make_barrier",
     "make_bench",
     "make_bin",
     "make_bollard",
     "make_building",
     "make_bus_stop",
     "make_bush",
+    "make_construction_vehicle",
     "make_fence",
     "make_hedge",
     "make_hydrant",
@@ -44,6 +47,7 @@ __all__ = [
     "make_street_lamp",
     "make_traffic_cone",
     "make_traffic_sign",
+    "make_trailer",
     "make_train",
     "make_tree",
     "make_two_wheeler",
