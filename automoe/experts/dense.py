@@ -123,7 +123,7 @@ class DenseCriterion:
         row, column = torch.randint(2, (2,)).tolist()
         target = mask[:, row::2, column::2].long()
         logits = F.interpolate(outputs["logits"].float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
-        valid = max(1.0, self.reduce_count(int((target != taxonomy.IGNORE_INDEX).sum())))
+        valid = self.reduce_count(int((target != taxonomy.IGNORE_INDEX).sum())) or 1.0
         weight = self._class_weight(target, logits.shape[1]) if self.config.balance > 0 else None
         entropy = F.cross_entropy(logits, target, weight=weight, ignore_index=taxonomy.IGNORE_INDEX, reduction="sum")
         losses = {"cross_entropy": entropy / valid}

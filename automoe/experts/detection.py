@@ -242,7 +242,7 @@ class DetectionCriterion:
 
     def __init__(self, config: DetectionConfig, reduce_count: CountReducer) -> None:
         self.config = config
-        self.reduce_count = lambda n: max(1.0, reduce_count(n))
+        self.reduce_count = lambda n: reduce_count(n) or 1.0
         self.matcher = HungarianMatcher(config.cost_class, config.cost_bbox, config.cost_giou)
 
     def __call__(self, model: DetectionExpert, batch: Mapping[str, Any]) -> dict[str, Tensor]:

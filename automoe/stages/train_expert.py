@@ -213,13 +213,16 @@ def prepare_splits(
 
 
 def count_reducer(dist: Distributed) -> Callable[[int], float]:
-    """A count of this process to its mean over processes, so that DDP's averaged gradient is the global one."""
+    """A count of this process to its mean over processes, so that DDP's averaged gradient is the global one.
+
+    Where all processes count nothing, as if they had counted one among them.
+    """
 
     def mean_count(count: int) -> float:
         if dist.world_size == 1:
-            return float(count)
+            return float(max(1, count))
         total = dist.all_reduce_sum(torch.tensor(float(count), device=dist.device))
-        return float(total) / dist.world_size
+        return max(1.0, float(total)) / dist.world_size
 
     return mean_count
 

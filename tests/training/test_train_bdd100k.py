@@ -178,11 +178,11 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(
 
 
 def test_two_processes_train_as_one(data_root: Path, tmp_path: Path, run_here: RunHere) -> None:
-    """Under torchrun, with one rank's batch at times without a box: the losses are those of the whole batch."""
+    """Under torchrun, with one rank's batch or both at times without a box: losses and gradients are those of one."""
     tree = shutil.copytree(data_root, tmp_path / "tree", ignore=shutil.ignore_patterns("automoe_prepared"))
     edit_labels(tree, "train", lambda frames: [frame.update(labels=None) for frame in frames[::2]])
     calm = {"dropout": 0.0, "denoising_weight": 0.0}  # chance is drawn for each rank
-    engine = {"max_steps": 4, "num_workers": 0, "warmup_steps": 1, "ema_decay": 0.9, "log_steps": 1, "amp": "off"}
+    engine = {"max_steps": 4, "num_workers": 0, "learning_rate": 1e-9, "amp": "off"}  # the weights stay as they are
     file = tmp_path / "calm.json"
     file.write_text(json.dumps({"size": [64, 96], "model": MODEL["detection"] | calm, "engine": engine}))
     shared = [str(SCRIPT), "--data_root", str(tree), "--config", str(file), "--run_name", "r", "--device", "cpu"]
@@ -196,11 +196,9 @@ def test_two_processes_train_as_one(data_root: Path, tmp_path: Path, run_here: R
     folders = [tmp_path / name / "models/checkpoints/bdd100k_detection_expert/r" for name in ("two", "one")]
     two, one = (json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1]) for folder in folders)
     assert two["step"] == one["step"] == 4
+    assert one["losses"]["grad_norm"] > 0
     for key, value in one["losses"].items():
-        assert two["losses"][key] == pytest.approx(value, rel=2e-3, abs=1e-4), key
-    before, after = (torch.load(folder / "last.pth", weights_only=True)["module"] for folder in folders)
-    gaps = [float((before[key] - after[key]).abs().mean()) for key in after]
-    assert max(gaps) < 0.1 * 4 * EngineConfig(metric="AP").learning_rate
+        assert two["losses"][key] == pytest.approx(value, rel=1e-3 if key == "grad_norm" else 1e-4, abs=1e-5), key
 
 
 @pytest.mark.parametrize(
