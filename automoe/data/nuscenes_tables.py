@@ -1,7 +1,8 @@
 """nuScenes' JSON tables, joined once into columns: what a sample's sensors saw, from where, and what stood there.
 
 DuckDB reads and joins them, and what is kept are plain numpy columns. Sets of mini's size are read in a second;
-v1.0-trainval, with more than two million records a table, still exceeds the memory that DuckDB is given here. Nothing but the tables is opened here.
+v1.0-trainval, with more than two million records a table, still exceeds the memory that DuckDB is given here.
+Nothing but the tables is opened.
 """
 
 from __future__ import annotations
