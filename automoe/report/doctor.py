@@ -104,10 +104,7 @@ class DoctorReport:
     def text(self) -> str:
         """Everything as plain text."""
         parts = [self.layout.describe(), *(split.text() for split in self.splits)]
-        if self.problems:
-            parts.append("Problems:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
-        else:
-            parts.append("No problems found in what is there.")
+        parts.append(findings(self.problems))
         if self.picture:
             parts.append(f"Overlays: {self.picture}")
         return "\n\n".join(parts)
@@ -185,7 +182,7 @@ def _examine(source: Source, look_at: int) -> tuple[SplitReport, list[Record]]:
         attributes,
         sizes,
         tuple(int(i) for i in np.flatnonzero(pixels)),
-        tuple(_condense(problems)),
+        tuple(condense(problems)),
         names,
     )
     return report, good
@@ -316,7 +313,14 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _condense(problems: Sequence[str]) -> list[str]:
+def findings(problems: Sequence[str]) -> str:
+    """Problems as a paragraph, or that there are none."""
+    if not problems:
+        return "No problems found in what is there."
+    return "Problems:\n" + "\n".join(f"  - {problem}" for problem in problems)
+
+
+def condense(problems: Sequence[str]) -> list[str]:
     """The first few problems, and how many more there are."""
     more = len(problems) - _NAMED_PROBLEMS
     return [*problems[:_NAMED_PROBLEMS], *([f"and {more:,} more like these"] if more > 0 else [])]

@@ -12,14 +12,13 @@ from automoe.data.images import check_jpeg, load_image
 from automoe.data.nuscenes import Nuscenes, NuscenesSplit, Sample, load_lidar, read_points
 from automoe.errors import DataError
 from automoe.poses import invert, move_boxes, points_inside
-from automoe.report.pictures import legend, save_png, stack_rows
+from automoe.report.doctor import condense, findings
+from automoe.report.pictures import fit_width, legend, save_png, stack_rows
 from automoe.report.pictures_3d import camera_sheet, draw_above, draw_camera
 from automoe.taxonomy import NUSCENES_ATTRIBUTES, NUSCENES_COLORS, NUSCENES_DETECTION, NUSCENES_RANGE
 
 KEY_SECONDS = 0.5
 """Between key frames; a gap of more than twice as much is worth a word."""
-
-_NAMED_PROBLEMS = 5
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,7 @@ class NuscenesReport:
             f"{name} {scenes} scenes, {samples} samples" for name, (scenes, samples) in self.splits.items()
         )
         parts = [f"nuScenes {self.version} under {self.root}\n{found or 'no splits'}", "\n".join(self.text_lines)]
-        if self.problems:
-            parts.append("Problems:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
-        else:
-            parts.append("No problems found in what is there.")
+        parts.append(findings(self.problems))
         if self.picture:
             parts.append(f"Pictures: {self.picture}")
         return "\n\n".join(parts)
@@ -78,7 +74,7 @@ def doctor_nuscenes(
         picture = save_png(Path(out_dir) / "nuscenes_overlays.png", stack_rows([*pictures, key]))
     counts = {name: (len(scenes), len(dataset.numbers(name))) for name, scenes in dataset.splits().items()}
     return NuscenesReport(
-        Path(root), dataset.version, counts, tuple(_describe(own)), tuple(_condense(problems + more)), picture
+        Path(root), dataset.version, counts, tuple(_describe(own)), tuple(condense(problems + more)), picture
     )
 
 
@@ -90,17 +86,10 @@ def draw_sample(sample: Sample, width: int = 560) -> np.ndarray:
     frames = {}
     for channel, camera in sample.cameras.items():
         image = load_image(camera.path)
-        height = round(width * image.shape[0] / image.shape[1])
-        image = _resized(image, (width, height))
+        image = fit_width(image, width)
         frames[channel] = draw_camera(image, camera, boxes.boxes, boxes.label, NUSCENES_COLORS, now)
     above = draw_above(boxes.boxes, boxes.label, NUSCENES_COLORS, points, boxes.velocity)
     return camera_sheet(frames, above)
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    import cv2
-
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def _gaps(dataset: Nuscenes, split: NuscenesSplit) -> list[str]:
@@ -173,8 +162,3 @@ def _describe(split: NuscenesSplit) -> list[str]:
         share = count / max(len(label), 1)
         lines.append(f"  {name:<21}{count:>8,}  {100 * share:4.1f} %  {'█' * round(40 * share)}".rstrip())
     return lines
-
-
-def _condense(problems: list[str]) -> list[str]:
-    rest = len(problems) - _NAMED_PROBLEMS
-    return problems[:_NAMED_PROBLEMS] + ([f"and {rest} more"] if rest > 0 else [])

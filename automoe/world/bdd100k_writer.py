@@ -18,16 +18,16 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from automoe.config import from_dict
 from automoe.errors import WorldError
-from automoe.machine import available_cores
 from automoe.taxonomy import BDD_DETECTION
-from automoe.world.workers import run_workers, write_piece
+from automoe.world.workers import begin, check_settings, make_pieces, settings_of, write_piece
 
 if TYPE_CHECKING:
     from automoe.world.renderer import Renderer
@@ -103,23 +103,9 @@ def export_bdd100k(
         raise WorldError(f"town {shared[0]!r} is kept for validation and cannot be trained on; name other towns")
     _claim(out, plan)
     waiting = [frame for frame in plan.frames() if not _sidecar(out, plan, *frame).is_file()]
-    done = train + val - len(waiting)
-    count = max(1, min(workers or available_cores(), len(waiting)))
-    if progress:
-        progress(done, train + val)
-
-    def one_more() -> None:
-        nonlocal done
-        done += 1
-        if progress:
-            progress(done, train + val)
-
-    if count == 1:
-        write_frames(out, plan, waiting, one_more)
-    else:
-        shares = [[waiting[i] for i in share] for share in np.array_split(np.arange(len(waiting)), count)]
-        jobs = [{"out": str(out), "plan": asdict(plan), "frames": share} for share in shares]
-        run_workers("automoe.world.bdd100k_writer:work", jobs, one_more, out)
+    make_pieces(
+        write_frames, "automoe.world.bdd100k_writer:work", out, plan, waiting, workers=workers, progress=progress
+    )
     return _finish(out, plan)
 
 
@@ -215,10 +201,8 @@ def _sidecar(out: Path, plan: ExportPlan, split: str, index: int) -> Path:
 
 def work(job: dict[str, Any], on_frame: Callable[[], None]) -> None:
     """A worker's share of an export."""
-    plan = job["plan"]
-    for key in ("size", "train_towns", "val_towns"):
-        plan[key] = tuple(plan[key])
-    write_frames(Path(job["out"]), ExportPlan(**plan), [tuple(f) for f in job["frames"]], on_frame)
+    plan = from_dict(ExportPlan, job["plan"], "plan")
+    write_frames(Path(job["out"]), plan, [(split, index) for split, index in job["pieces"]], on_frame)
 
 
 # ---------------------------------------------------------------- beginning and end
@@ -226,23 +210,7 @@ def work(job: dict[str, Any], on_frame: Callable[[], None]) -> None:
 
 def _claim(out: Path, plan: ExportPlan) -> None:
     """Make sure that what lies under `out` was made with the same settings; more frames are welcome."""
-    path = out / "world.json"
-    settings = {k: v for k, v in json.loads(json.dumps(asdict(plan))).items() if k not in ("train", "val")}
-    if path.is_file():
-        try:
-            earlier = json.loads(path.read_text())["settings"]
-        except (json.JSONDecodeError, KeyError) as problem:
-            raise WorldError(f"{path} is damaged; remove {out} and export again") from problem
-        for key, value in settings.items():
-            if earlier.get(key) != value:
-                raise WorldError(
-                    f"{out} holds an export with {key} {earlier.get(key)!r}, not {value!r}; choose another "
-                    "directory or remove that one"
-                )
-    elif (out / "images").exists():
-        raise WorldError(
-            f"{out} holds pictures but no world.json, so it is no export of this world; choose another one"
-        )
+    check_settings(out, plan, "images", "pictures")
     for split, count in (("train", plan.train), ("val", plan.val)):
         wanted = {frame_name(plan.seed, split, index) for index in range(count)}
         there = {picture.stem for picture in (out / "images" / "100k" / split).glob("*.jpg")}
@@ -251,7 +219,7 @@ def _claim(out: Path, plan: ExportPlan) -> None:
                 f"{out} holds {len(there - wanted)} {split} frames beyond the {count} asked for, which readers would "
                 "find too; ask for more, or choose another directory"
             )
-    write_piece(path, json.dumps({"settings": settings, "complete": False}, indent=1).encode())
+    begin(out, plan)
 
 
 def _finish(out: Path, plan: ExportPlan) -> dict:
@@ -261,8 +229,12 @@ def _finish(out: Path, plan: ExportPlan) -> dict:
         records = [json.loads(_sidecar(out, plan, split, index).read_bytes()) for index in range(count)]
         write_piece(out / f"labels/det_20/det_{split}.json", json.dumps(records).encode())
         statistics[split] = describe(records, plan.size[0])
-    settings = {k: v for k, v in json.loads(json.dumps(asdict(plan))).items() if k not in ("train", "val")}
-    world = {"settings": settings, "complete": True, "frames": {"train": plan.train, "val": plan.val}, **statistics}
+    world = {
+        "settings": settings_of(plan),
+        "complete": True,
+        "frames": {"train": plan.train, "val": plan.val},
+        **statistics,
+    }
     write_piece(out / "world.json", json.dumps(world, indent=1).encode())
     return world
 

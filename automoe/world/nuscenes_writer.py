@@ -19,18 +19,18 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from automoe.config import from_dict
 from automoe.errors import WorldError
-from automoe.machine import available_cores
 from automoe.poses import matrix_quaternion, move_points, points_inside
 from automoe.taxonomy import NUSCENES_ATTRIBUTES, NUSCENES_CATEGORIES, NUSCENES_DETECTION, SEMANTIC
-from automoe.world.workers import run_workers, write_piece
+from automoe.world.workers import begin, check_settings, make_pieces, settings_of, write_piece
 
 if TYPE_CHECKING:
     from automoe.world.lidar import LidarCaster, Sweep
@@ -136,34 +136,19 @@ def export_nuscenes(
     if scenes < 1 or val_scenes < 1 or seconds < 1:
         raise WorldError("an export needs a training scene, a validation scene, and a second of each at least")
     plan = ScenePlan(seed, (int(size[0]), int(size[1])), float(seconds), scenes, val_scenes)
-    _claim(out, plan)
+    check_settings(out, plan, "samples", "samples")
+    begin(out, plan)
     waiting = [scene for scene in plan.scenes() if not _sidecar(out, *scene).is_file()]
-    done, total = scenes + val_scenes - len(waiting), scenes + val_scenes
-
-    def one_more() -> None:
-        nonlocal done
-        done += 1
-        if progress:
-            progress(done, total)
-
-    if progress:
-        progress(done, total)
-    count = max(1, min(workers or available_cores(), len(waiting)))
-    if count == 1:
-        write_scenes(out, plan, waiting, one_more)
-    else:
-        shares = [[waiting[i] for i in share] for share in np.array_split(np.arange(len(waiting)), count)]
-        jobs = [{"out": str(out), "plan": asdict(plan), "scenes": share} for share in shares]
-        run_workers("automoe.world.nuscenes_writer:work", jobs, one_more, out)
+    make_pieces(
+        write_scenes, "automoe.world.nuscenes_writer:work", out, plan, waiting, workers=workers, progress=progress
+    )
     return _finish(out, plan)
 
 
 def work(job: dict[str, Any], on_scene: Callable[[], None]) -> None:
     """A worker's share of an export."""
-    plan = job["plan"]
-    for key in ("size", "train_towns", "val_towns"):
-        plan[key] = tuple(plan[key])
-    write_scenes(Path(job["out"]), ScenePlan(**plan), [tuple(scene) for scene in job["scenes"]], on_scene)
+    plan = from_dict(ScenePlan, job["plan"], "plan")
+    write_scenes(Path(job["out"]), plan, [(split, index) for split, index in job["pieces"]], on_scene)
 
 
 # ---------------------------------------------------------------- one process
@@ -468,30 +453,6 @@ def visibility_level(thing: Thing, pixels: int, cameras: Sequence[Camera], scene
 # ---------------------------------------------------------------- beginning and end
 
 
-def _claim(out: Path, plan: ScenePlan) -> None:
-    """Make sure that what lies under `out` was made with the same settings; more scenes are welcome."""
-    path = out / "world.json"
-    settings = _settings(plan)
-    if path.is_file():
-        try:
-            earlier = json.loads(path.read_text())["settings"]
-        except (json.JSONDecodeError, KeyError) as problem:
-            raise WorldError(f"{path} is damaged; remove {out} and export again") from problem
-        for key, value in settings.items():
-            if earlier.get(key) != value:
-                raise WorldError(
-                    f"{out} holds an export with {key} {earlier.get(key)!r}, not {value!r}; choose another "
-                    "directory or remove that one"
-                )
-    elif (out / "samples").exists():
-        raise WorldError(f"{out} holds samples but no world.json, so it is no export of this world; choose another one")
-    write_piece(path, json.dumps({"settings": settings, "complete": False}, indent=1).encode())
-
-
-def _settings(plan: ScenePlan) -> dict[str, Any]:
-    return {key: v for key, v in json.loads(json.dumps(asdict(plan))).items() if key not in ("train", "val")}
-
-
 def _finish(out: Path, plan: ScenePlan) -> dict:
     """Join the scenes' records into the official tables and write world.json."""
     tables: dict[str, list[dict[str, Any]]] = {
@@ -520,7 +481,7 @@ def _finish(out: Path, plan: ScenePlan) -> dict:
     for name, records in tables.items():
         write_piece(out / VERSION / f"{name}.json", json.dumps(records).encode())
     write_piece(out / VERSION / "splits.json", json.dumps(splits, indent=1).encode())
-    world = {"settings": _settings(plan), "complete": True, "scenes": {"train": plan.train, "val": plan.val}}
+    world = {"settings": settings_of(plan), "complete": True, "scenes": {"train": plan.train, "val": plan.val}}
     world |= statistics
     write_piece(out / "world.json", json.dumps(world, indent=1).encode())
     return world

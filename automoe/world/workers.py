@@ -1,4 +1,4 @@
-"""Worker processes of an export: each renders with its own OpenGL context and says when a piece is done."""
+"""What all exports share: whose folder it is, and worker processes that render."""
 
 from __future__ import annotations
 
@@ -8,13 +8,80 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from automoe.errors import WorldError, WriteError
 from automoe.files import write_bytes
+from automoe.machine import available_cores
 
 DONE = "done"
+COUNTS = ("train", "val")
+"""Of a plan, what a later export into the same folder may have more of; everything else has to be the same."""
+
+
+def settings_of(plan: Any) -> dict[str, Any]:
+    """A plan's settings (a dataclass) as JSON has them, without its counts."""
+    return {key: value for key, value in json.loads(json.dumps(asdict(plan))).items() if key not in COUNTS}
+
+
+def check_settings(out: Path, plan: Any, folder: str, holds: str) -> None:
+    """Raise WorldError where `out` is an export with other settings, or no export but has a `folder` that `holds`
+    something."""
+    path = out / "world.json"
+    if path.is_file():
+        try:
+            earlier = json.loads(path.read_text())["settings"]
+        except (json.JSONDecodeError, KeyError) as problem:
+            raise WorldError(f"{path} is damaged; remove {out} and export again") from problem
+        for key, value in settings_of(plan).items():
+            if earlier.get(key) != value:
+                raise WorldError(
+                    f"{out} holds an export with {key} {earlier.get(key)!r}, not {value!r}; choose another "
+                    "directory or remove that one"
+                )
+    elif (out / folder).exists():
+        raise WorldError(f"{out} holds {holds} but no world.json, so it is no export of this world; choose another one")
+
+
+def begin(out: Path, plan: Any) -> None:
+    """Write world.json of an export that is not complete yet."""
+    write_piece(out / "world.json", json.dumps({"settings": settings_of(plan), "complete": False}, indent=1).encode())
+
+
+def make_pieces(
+    write: Callable[[Path, Any, Sequence[tuple[str, int]], Callable[[], None]], None],
+    entry: str,
+    out: Path,
+    plan: Any,
+    waiting: Sequence[tuple[str, int]],
+    *,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Make the waiting pieces: by `write` here, or by `entry` (see `run_workers`) in as many processes as there are
+    cores or `workers` says. progress: called with (pieces done, pieces in all), those made earlier included."""
+    total = plan.train + plan.val
+    done = total - len(waiting)
+
+    def one_more() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    if progress:
+        progress(done, total)
+    count = max(1, min(workers or available_cores(), len(waiting)))
+    if count == 1:
+        write(out, plan, waiting, one_more)
+        return
+    shares = [[waiting[i] for i in share] for share in np.array_split(np.arange(len(waiting)), count)]
+    jobs = [{"out": str(out), "plan": asdict(plan), "pieces": share} for share in shares]
+    run_workers(entry, jobs, one_more, out)
 
 
 def run_workers(entry: str, jobs: Sequence[dict[str, Any]], on_piece: Callable[[], None], out: Path) -> None:
