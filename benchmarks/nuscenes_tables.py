@@ -1,10 +1,10 @@
 """How long nuScenes' tables of trainval's size take to read, and how much memory: on tables made up for the purpose.
 
-    python benchmarks/nuscenes_tables.py [--folder DIR] [--json benchmarks/results/nuscenes_tables.json]
+    python benchmarks/nuscenes_tables.py [--folder DIR] [--rounds 3] [--json benchmarks/results/nuscenes_tables.json]
 
 v1.0-trainval has 850 scenes, 34,149 samples, 2.6 million recordings and as many ego poses, and 1.2 million annotations;
-as many are generated here (about 2.4 GB of JSON, kept in --folder if given). Reading runs in a process of its own,
-whose peak memory is taken from the operating system.
+as many are generated here (about 2.4 GB of JSON, kept in --folder if given). Each round reads in a process of its own,
+whose peak memory is taken from the operating system; the load just before it says how busy the machine was besides.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +145,17 @@ def read(folder: Path) -> dict[str, Any]:
     """Read the tables in this process, and index the first and the last sample."""
     from automoe.data.nuscenes import Nuscenes
 
-    started = time.perf_counter()
+    load = os.getloadavg()[0]
+    started, cpu_started = time.perf_counter(), time.process_time()
     dataset = Nuscenes(folder.parent, folder.name)
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     started = time.perf_counter()
     every = range(0, len(dataset.tables.tokens), 100)
     boxes = sum(len(dataset.sample(number, sweeps=10).boxes.label) for number in every)
     return {
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu_seconds, 2),
+        "load_before": round(load, 2),
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
         "milliseconds_a_sample": round(1000 * (time.perf_counter() - started) / len(every), 3),
         "samples": len(dataset.tables.tokens),
@@ -162,6 +166,7 @@ def read(folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where v1.0-trainval goes, or lies from an earlier call")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -169,18 +174,30 @@ def main() -> None:
         print(json.dumps(read(options.read)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        folder = (options.folder or Path(scratch)) / "v1.0-trainval"
-        counts = generate(folder)
+        root = options.folder or Path(scratch)
+        folder, done = root / "v1.0-trainval", root / "records.json"
+        if not done.is_file():
+            write_text(done, json.dumps(generate(folder)))
+        counts = json.loads(done.read_text())
         size = sum(path.stat().st_size for path in folder.glob("*.json")) / 2**30
         print(f"{size:.2f} GiB of tables: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
-        done = subprocess.run(
-            [sys.executable, __file__, "--read", str(folder)], check=True, capture_output=True, text=True
-        )
-    result = {"gib": round(size, 3), "records": counts, **json.loads(done.stdout.splitlines()[-1])}
-    print(json.dumps(result, indent=1))
+        rounds = []
+        for _ in range(options.rounds):
+            command = [sys.executable, __file__, "--read", str(folder)]
+            ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            rounds.append(json.loads(ended.stdout.splitlines()[-1]))
+            print(json.dumps(rounds[-1]))
     if options.json:
-        machine = {"cores": os.cpu_count()}
-        record = {"command": "python benchmarks/nuscenes_tables.py", "machine": machine, **origin(), **result}
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        record = {
+            "command": f"python benchmarks/nuscenes_tables.py --rounds {options.rounds}",
+            "machine": {"cores": os.cpu_count(), "memory_gib": round(memory, 1)},
+            "packages": {name: metadata.version(name) for name in ("duckdb", "pyarrow")},
+            **origin(),
+            "gib": round(size, 3),
+            "records": counts,
+            "rounds": rounds,
+        }
         write_text(options.json, json.dumps(record, indent=1) + "\n")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from nuscenes_tree import EGO_SPEED, edit_table, write_nuscenes_tree
 
+from automoe.data import nuscenes_tables
 from automoe.data.nuscenes import (
     Nuscenes,
     Sample,
@@ -21,7 +22,7 @@ from automoe.data.nuscenes import (
     read_points,
     to_global,
 )
-from automoe.data.nuscenes_tables import CAMERAS
+from automoe.data.nuscenes_tables import CAMERAS, read_tables
 from automoe.errors import DataError
 from automoe.poses import invert, move_boxes, points_inside
 from automoe.taxonomy import NUSCENES_DETECTION
@@ -150,6 +151,16 @@ def test_who_has_not_all_parts_has_fewer_samples(tree: Path) -> None:
         ("calibrated_sensor", {"rotation": [0, 0, 0, 0]}, "rotation of what record .* all zeros"),
         ("sample_annotation", {"visibility_token": "9"}, "visibility_token '9'"),
         ("sample_data", {"filename": None}, "filename None"),
+        ("sample_data", {"timestamp": None}, "timestamp None"),
+        ("sample", {"timestamp": None}, "sample.json, record .* timestamp None"),
+        (
+            "sample_annotation",
+            {"size": [1.0, 2.0]},
+            r"sample_annotation.json: size of what .* is \[1.0, 2.0\]; .* 3 numb",
+        ),
+        ("sample_annotation", {"translation": None}, "sample_annotation.json: translation of what"),
+        ("ego_pose", {"rotation": [1, 0, None, 0]}, "ego_pose.json: translation and .* nan"),
+        ("calibrated_sensor", {"camera_intrinsic": [[1.0]]}, "camera_intrinsic of what record .* 9 numbers"),
         ("category", {"name": "vehicle.spaceship"}, "a category that nuScenes hasn't: 'vehicle.spaceship'"),
     ],
 )
@@ -167,6 +178,32 @@ def test_a_truncated_table_is_named(tree: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match=r"lacks ego_pose\.json"):
         Nuscenes(tree)
+
+
+def test_the_order_of_records_matters_only_where_it_says(tree: Path) -> None:
+    """Scenes and the boxes of a sample come as in their tables, all else by scene, time and channel."""
+    before = read_tables(tree / "v1.0-mini")
+    for table in ("sample", "sample_data", "ego_pose", "calibrated_sensor", "instance", "category"):
+        edit_table(tree, table, lambda records: records.reverse())
+    after = read_tables(tree / "v1.0-mini")
+    for name in ("tokens", "timestamps", "scene_of"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+    for part in ("recordings", "boxes"):
+        for name, column in vars(getattr(before, part)).items():
+            np.testing.assert_array_equal(getattr(getattr(after, part), name), column, err_msg=name)
+    edit_table(tree, "sample_annotation", lambda records: records.reverse())
+    edit_table(tree, "scene", lambda records: records.reverse())
+    turned = read_tables(tree / "v1.0-mini")
+    assert turned.scenes == before.scenes[::-1]
+    first = turned.boxes.instance[turned.boxes.sample == 0].tolist()
+    assert first == before.boxes.instance[before.boxes.sample == len(before.tokens) - 2].tolist()[::-1]
+    np.testing.assert_allclose(turned.boxes.velocity[turned.boxes.category == "vehicle.car"], [[0.0, 4.0]] * 6)
+
+
+def test_too_little_memory_is_said(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nuscenes_tables, "MEMORY_LIMIT", "1MB")
+    with pytest.raises(DataError, match="takes more than 1MB of memory and the room left in"):
+        read_tables(tree / "v1.0-mini")
 
 
 def test_damaged_points_are_named(tree: Path) -> None:
