@@ -119,6 +119,36 @@ def prepare_bdd100k_command(
             print(f"{info.summary()} -> {info.path}")
 
 
+@prepare.command(name="nuscenes")
+def prepare_nuscenes_command(
+    *,
+    data_root: Annotated[
+        Path, Parameter(help="nuScenes; datasets/nuscenes in the checkout if not given", show_default=False)
+    ] = NUSCENES_ROOT,
+    version: Annotated[str | None, Parameter(help="v1.0-mini, say; the only one there if not given")] = None,
+    split: Annotated[list[str], Parameter(consume_multiple=True)] = ["train", "val"],  # noqa: B006
+    out: Path | None = None,
+    sweeps: Annotated[int, Parameter(help="earlier turns of the LiDAR in each sample, 0 to 10")] = 10,
+    cameras: Annotated[list[str] | None, Parameter(consume_multiple=True, help="all six if not given")] = None,
+    workers: int | None = None,
+) -> None:
+    """Prepare nuScenes as downloaded: one pass, resumable; broken samples are set aside with their reason.
+
+    split: train and val also stand for mini_train, embedded_val and the like. out: where detection3d/<split> folders
+    go; inside the data root if not given, which is where trainers look.
+    """
+    from automoe.data.nuscenes_tables import CAMERAS
+    from automoe.data.prepared import ensure_prepared, progress_bar
+
+    options = {"version": version, "sweeps": sweeps, "cameras": cameras or list(CAMERAS)}
+    for one in split:
+        with progress_bar(f"detection3d {one}") as progress:
+            info = ensure_prepared(
+                data_root, "detection3d", one, out, options=options, workers=workers, progress=progress
+            )
+        print(f"{info.summary()} -> {info.path}")
+
+
 @doctor.command(name="bdd100k")
 def doctor_bdd100k_command(
     *, data_root: BddRoot = BDD_ROOT, out: Path = Path("reports/doctor_bdd100k"), samples: int = 12

@@ -206,6 +206,25 @@ NUSCENES_ATTRIBUTES: tuple[str, ...] = (
 )
 """The attributes of nuScenes; a box has one of its kind, or none."""
 
+_VEHICLE_ATTRIBUTES = ("vehicle.moving", "vehicle.parked", "vehicle.stopped")
+NUSCENES_ATTRIBUTES_OF: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("car", "truck", "bus", "trailer", "construction_vehicle"), _VEHICLE_ATTRIBUTES),
+    "pedestrian": ("pedestrian.moving", "pedestrian.sitting_lying_down", "pedestrian.standing"),
+    **dict.fromkeys(("motorcycle", "bicycle"), ("cycle.with_rider", "cycle.without_rider")),
+    **dict.fromkeys(("traffic_cone", "barrier"), ()),
+}
+"""The attributes that a class can have."""
+
+NUSCENES_CAMERAS: tuple[str, ...] = (
+    "CAM_FRONT",
+    "CAM_FRONT_RIGHT",
+    "CAM_BACK_RIGHT",
+    "CAM_BACK",
+    "CAM_BACK_LEFT",
+    "CAM_FRONT_LEFT",
+)
+"""The six cameras, clockwise from the front."""
+
 NUSCENES_RANGE: dict[str, float] = {
     "car": 50.0,
     "truck": 50.0,

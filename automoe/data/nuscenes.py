@@ -157,11 +157,8 @@ class Nuscenes:
     def __init__(self, root: Path | str, version: str | None = None) -> None:
         """root: the folder that holds `samples/` and `v1.0-...`. version: its name; the only one there if not given."""
         self.root = Path(root)
-        self.version = version or _only_version(self.root)
+        self.version = find_version(self.root, version)
         folder = self.root / self.version
-        if not folder.is_dir():
-            have = ", ".join(versions(self.root)) or "none"
-            raise DataError(f"{self.root} has no version {self.version}; there are: {have}.")
         self.tables: NuscenesTables = read_tables(folder)
         frames = self.tables.recordings
         self._key = self._key_frames()
@@ -205,11 +202,7 @@ class Nuscenes:
         to 10; fewer at a scene's start. Raises DataError for a name, a camera or a number of sweeps that doesn't exist.
         """
         numbers = self.numbers(name)
-        strange = [channel for channel in cameras if channel not in CAMERAS]
-        if strange:
-            raise DataError(f"nuScenes has no camera {strange[0]!r}; it has {', '.join(CAMERAS)}.")
-        if not 0 <= sweeps <= MAX_SWEEPS:
-            raise DataError(f"{sweeps} sweeps were asked for; give 0 to {MAX_SWEEPS}.")
+        check_sensors(cameras, sweeps)
         usable, lost, example = [], 0, ""
         for number in numbers:
             gone = next((c for c in (LIDAR, *cameras) if not self._present[self._key[c][number]]), None)
@@ -246,6 +239,10 @@ class Nuscenes:
             truth=truth,
             racks=racks,
         )
+
+    def mounting(self, number: int, channel: str) -> np.ndarray:
+        """How a sensor is mounted at a sample's key frame: T_ego_sensor [4, 4]."""
+        return pose_matrix(self.tables.recordings.sensor[self._recording(channel, number)])
 
     def _recording(self, channel: str, number: int) -> int:
         row = int(self._key[channel][number])
@@ -337,6 +334,15 @@ class Nuscenes:
         return boxes, truth, _seven(table.translation[racks], table.size[racks], rack_yaw)
 
 
+def check_sensors(cameras: Sequence[str], sweeps: int) -> None:
+    """Raise DataError for a camera or a number of sweeps that doesn't exist."""
+    strange = [channel for channel in cameras if channel not in CAMERAS]
+    if strange:
+        raise DataError(f"nuScenes has no camera {strange[0]!r}; it has {', '.join(CAMERAS)}.")
+    if not 0 <= sweeps <= MAX_SWEEPS:
+        raise DataError(f"{sweeps} sweeps were asked for; give 0 to {MAX_SWEEPS}.")
+
+
 def seven(boxes: Boxes3D) -> np.ndarray:
     """nuScenes' boxes as [N, 7]: x, y, z, length, width, height, yaw, in the same frame."""
     return _seven(boxes.translation, boxes.size, boxes.yaw)
@@ -389,15 +395,16 @@ def load_lidar(sample: Sample) -> np.ndarray:
     The ego's own motion between the turns is taken out; lag is how many seconds before the key frame's a turn was
     taken. Points on the car itself are left out. Raises DataError as `read_points`.
     """
-    T_ego_world = invert(sample.T_world_ego)
-    parts = []
-    for frame in (sample.lidar, *sample.sweeps):
-        points = read_points(frame.path)
-        points = points[(np.abs(points[:, :2]) >= CLOSE).any(axis=1)]
-        T_here_lidar = T_ego_world @ frame.T_world_ego @ frame.T_ego_lidar
-        lag = np.full((len(points), 1), (sample.lidar.timestamp - frame.timestamp) / 1e6)
-        parts.append(np.concatenate([move_points(T_here_lidar, points[:, :3]), points[:, 3:], lag], axis=1))
-    return np.concatenate(parts).astype(np.float32)
+    return np.concatenate([load_turn(sample, frame) for frame in (sample.lidar, *sample.sweeps)])
+
+
+def load_turn(sample: Sample, frame: LidarFrame) -> np.ndarray:
+    """One turn's points as `load_lidar` has them; `frame` is one of the sample's."""
+    points = read_points(frame.path)
+    points = points[(np.abs(points[:, :2]) >= CLOSE).any(axis=1)]
+    T_here_lidar = invert(sample.T_world_ego) @ frame.T_world_ego @ frame.T_ego_lidar
+    lag = np.full((len(points), 1), (sample.lidar.timestamp - frame.timestamp) / 1e6)
+    return np.concatenate([move_points(T_here_lidar, points[:, :3]), points[:, 3:], lag], axis=1).astype(np.float32)
 
 
 def project(points: np.ndarray, camera: CameraFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -421,8 +428,13 @@ def versions(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.name.startswith("v1.0") and path.is_dir())
 
 
-def _only_version(root: Path) -> str:
+def find_version(root: Path, version: str | None = None) -> str:
+    """The version of that name under a root, or the only one there. Raises DataError where there is none such."""
     found = versions(root)
+    if version is not None:
+        if version not in found and not (root / version).is_dir():
+            raise DataError(f"{root} has no version {version}; there are: {', '.join(found) or 'none'}.")
+        return version
     if len(found) != 1:
         have = f"several versions ({', '.join(found)}): name one" if found else "no folder v1.0-...: unzip the metadata"
         raise DataError(f"{root} has {have}")

@@ -6,8 +6,8 @@
         quarantine.jsonl               what could not be used, one reason a line
         manifest.json                  written last: without it the set is unfinished
 
-Columns: name, image (JPEG bytes), height, width, weather, scene, timeofday, boxes (pixel xyxy), labels,
-ignored, occluded, truncated; and mask (8-bit PNG of class ids) for drivable and segmentation.
+What is in a row is the data set's own affair: see `bdd100k_source.py` and `nuscenes_prepared.py`. Here is what all
+prepared sets have in common: when one is out of date, resuming, what could not be used, the manifest.
 """
 
 from __future__ import annotations
@@ -19,25 +19,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from automoe.data.bdd100k import TASK_CLASSES, Bdd100kLayout, Record, Source, find_layout, frames, parse_frame
-from automoe.data.shards import (
-    FORMAT_VERSION,
-    Quarantined,
-    Shard,
-    build_shard,
-    features,
-    finished_shard,
-    quarantine,
-    shard_key,
-)
+from automoe.data.raw_source import TASK_CLASSES, Quarantined, RawSource, find_source
+from automoe.data.shards import FORMAT_VERSION, Shard, build_shard, finished_shard, shard_key
 from automoe.errors import DataError, WriteError
 from automoe.files import says_disk_full, write_bytes
 from automoe.machine import available_cores
@@ -51,7 +43,7 @@ QUARANTINE = "quarantine.jsonl"
 Progress = Callable[[int, int], None]
 """Called with (records done, records in all)."""
 
-_SIZES_LOOKED_AT = 1000
+_FORMAT = "automoe-"  # and the data set's word
 
 
 @dataclass(frozen=True)
@@ -59,11 +51,13 @@ class PreparedInfo:
     """A finished prepared set, as its manifest tells.
 
     Attributes:
+        dataset: "bdd100k" or "nuscenes"; unit: what a row is, in the plural.
         count: rows; boxes: boxes in all rows.
-        quarantined: frames left out; rejected_labels: boxes left out of frames that stayed.
+        quarantined: records left out; rejected_labels: boxes left out of records that stayed.
         fingerprint: SHA-256 over every row's content, independent of machine, path and shard size.
         source_root: the raw tree it was made from.
-        notes: what the layout search wants a user to know.
+        notes: what a user should know about the source.
+        options: what was chosen when it was prepared; rig: sensors and mounting. Both as the data set tells them.
     """
 
     path: Path
@@ -77,6 +71,10 @@ class PreparedInfo:
     fingerprint: str
     source_root: str
     notes: tuple[str, ...] = ()
+    dataset: str = "bdd100k"
+    unit: str = "images"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rig: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path | str) -> PreparedInfo:
@@ -84,18 +82,22 @@ class PreparedInfo:
         path = Path(path)
         manifest = _manifest(path)
         if manifest is None:
-            raise DataError(f"{path} is not a prepared set (it has no {MANIFEST}); run `automoe prepare bdd100k`")
+            raise DataError(
+                f"{path} is not a prepared set (it has no {MANIFEST}); run `automoe prepare bdd100k` or "
+                "`automoe prepare nuscenes`"
+            )
+        dataset = _dataset(manifest)
+        again = f"run `automoe prepare {dataset}` again"
         if manifest["format_version"] != FORMAT_VERSION:
             raise DataError(
-                f"{path} has format version {manifest['format_version']}, this program reads "
-                f"{FORMAT_VERSION}; run `automoe prepare bdd100k` again"
+                f"{path} has format version {manifest['format_version']}, this program reads {FORMAT_VERSION}; {again}"
             )
         if tuple(manifest["classes"]) != TASK_CLASSES[manifest["task"]]:
-            raise DataError(f"{path / MANIFEST} lists other classes than this program; prepare the set again")
+            raise DataError(f"{path / MANIFEST} lists other classes than this program; {again}")
         for shard in manifest["shards"]:
             file = path / shard["file"]
             if not file.is_file() or file.stat().st_size != shard["bytes"]:
-                raise DataError(f"the shard {file} is missing or cut short; run `automoe prepare bdd100k` again")
+                raise DataError(f"the shard {file} is missing or cut short; {again}")
         return cls(
             path,
             manifest["task"],
@@ -108,15 +110,19 @@ class PreparedInfo:
             manifest["fingerprint"],
             manifest["source"]["root"],
             tuple(manifest["notes"]),
+            dataset,
+            manifest.get("unit", "images"),  # BDD100K's sets prepared before there were others don't say
+            manifest.get("options", {}),
+            manifest.get("rig", {}),
         )
 
     def summary(self) -> str:
         """One or two sentences for the console."""
-        text = f"{self.task} {self.split}: {self.count} images"
-        if self.task == "detection":
+        text = f"{self.task} {self.split}: {self.count} {self.unit}"
+        if self.task.startswith("detection"):
             text += f", {self.boxes} boxes"
         if self.quarantined or self.rejected_labels:
-            text += f"; {self.quarantined} broken images and {self.rejected_labels} broken boxes were left out, "
+            text += f"; {self.quarantined} broken {self.unit} and {self.rejected_labels} broken boxes were left out, "
             text += f"each named in {self.path / QUARANTINE}"
         return text
 
@@ -131,6 +137,7 @@ def ensure_prepared(
     split: str,
     prepared_dir: Path | str | None = None,
     *,
+    options: Mapping[str, Any] = MappingProxyType({}),
     workers: int | None = None,
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
@@ -138,10 +145,13 @@ def ensure_prepared(
     """The prepared set for a data root, made on first use and again when the source has changed, saying so.
 
     Args:
-        data_root: a raw BDD100K tree, or a prepared directory (the one of the task and split, or the one
-            above that holds `<task>/<split>`).
+        data_root: a raw tree of the data set that has the task, or a prepared directory (the one of the task and
+            split, or the one above that holds `<task>/<split>`).
         prepared_dir: where prepared sets go, as `<prepared_dir>/<task>/<split>`; inside the raw tree if not
             given.
+        options: what `find_source` takes for the task: version, sweeps, cameras for detection3d (see
+            `find_nuscenes`), none for BDD100K's tasks. What is not given, or None, is as the set that is there has
+            it, and the default's on first use; a set with more sweeps or cameras than are asked for serves, too.
         say: receives a sentence wherever something takes time or was decided.
 
     Safe to call from several processes at once: one prepares, the others wait. Raises DataError.
@@ -149,20 +159,23 @@ def ensure_prepared(
     data_root = Path(data_root)
     if _manifest(data_root):  # a prepared directory: of this task and split, or of a sister
         mine = _of(data_root, task, split)
-        return PreparedInfo.load(data_root if mine else data_root.parent.parent / task / split)
+        return _as_it_is(data_root if mine else data_root.parent.parent / task / split, options)
     out = (Path(prepared_dir) if prepared_dir else data_root / PREPARED_DIR) / task / split
+    options = _with_earlier(options, out)
     missing = f"there is no folder {data_root}"
     if data_root.is_dir() or not _of(out, task, split):
-        layout = find_layout(data_root)
-        if (task, split) in layout.sources:
-            return _prepare(layout, layout.source(task, split), out, workers, progress, say)
+        try:
+            source = find_source(data_root, task, split, options)
+        except DataError as error:
+            missing = str(error)
+        else:
+            return _prepare(source, out, workers, progress, say)
         if _of(data_root / task / split, task, split):
-            return PreparedInfo.load(data_root / task / split)
-        missing = layout.missing[task, split]
+            return _as_it_is(data_root / task / split, options)
     if not _of(out, task, split):
         raise DataError(missing)
     say(f"{missing}; the set prepared earlier at {out} is used as it is")
-    return PreparedInfo.load(out)
+    return _as_it_is(out, options)
 
 
 def prepare(
@@ -171,21 +184,28 @@ def prepare(
     split: str,
     out: Path | str,
     *,
+    options: Mapping[str, Any] = MappingProxyType({}),
     workers: int | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda _: None,
-    shard_size: int = 256,
+    shard_size: int | None = None,
 ) -> PreparedInfo:
-    """Prepares one task's split of a raw tree into the directory `out`; finished shards of a killed run are
-    kept.
+    """Prepares one task's split of a raw tree into the directory `out`; finished shards of a killed run are kept.
 
     Broken records are left out and listed with their reason in quarantine.jsonl. A set that is already there
-    and whose source is unchanged is returned as it is. `workers` threads (default: the cores, at most 16)
-    read, check and write. Raises DataError: no such data, truncated label JSON, nothing usable, full or
-    read-only disk.
+    and whose source and options are unchanged is returned as it is. `workers` threads (default: the cores, at
+    most 16) read, check and write. `options` as for `ensure_prepared`. Raises DataError: no such data, truncated
+    label JSON, nothing usable, full or read-only disk.
     """
-    layout = find_layout(root)
-    return _prepare(layout, layout.source(task, split), Path(out), workers, progress, say, shard_size)
+    return _prepare(find_source(root, task, split, options), Path(out), workers, progress, say, shard_size)
+
+
+def open_rows(path: Path) -> Any:
+    """A prepared set's rows, memory-mapped, through Hugging Face `datasets`; nothing goes over the network."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets.load_from_disk(str(path), keep_in_memory=False)
 
 
 @contextlib.contextmanager
@@ -204,13 +224,12 @@ def progress_bar(description: str) -> Iterator[Progress]:
 
 
 def _prepare(
-    layout: Bdd100kLayout,
-    source: Source,
+    source: RawSource,
     out: Path,
     workers: int | None,
     progress: Progress | None,
     say: Callable[[str], None],
-    shard_size: int = 256,
+    shard_size: int | None = None,
 ) -> PreparedInfo:
     if _why_stale(out, source) is None:
         return PreparedInfo.load(out)
@@ -220,8 +239,9 @@ def _prepare(
             return PreparedInfo.load(out)
         again = "again " if (out / MANIFEST).exists() else ""
         say(f"preparing {source.task} {source.split} {again}into {out} ({reason}); later runs start at once")
-        say(f"images {source.images}, labels {source.labels}")
-        for note in source.notes:
+        say(source.describe())
+        usable, quarantined = source.plan()
+        for note in source.notes():
             say(f"note: {note}")
         (out / MANIFEST).unlink(missing_ok=True)
         for left_over in out.glob(".*.tmp"):
@@ -229,40 +249,19 @@ def _prepare(
                 shutil.rmtree(left_over)
             else:
                 left_over.unlink()
-        usable, quarantined = _plan(source)
-        shards = _build_shards(usable, source, out, workers or _default_workers(), progress, shard_size)
-        _finish(layout, source, out, shards, quarantined)
+        size = shard_size or source.rows_per_shard
+        shards = _build_shards(usable, source, out, workers or _default_workers(), progress, size)
+        _finish(source, out, shards, quarantined)
     info = PreparedInfo.load(out)
     say(info.summary())
     return info
 
 
-def _plan(source: Source) -> tuple[list[Record], list[Quarantined]]:
-    """The records to read, and those whose labels rule them out. Raises DataError for truncated JSON."""
-    usable: list[Record] = []
-    quarantined: list[Quarantined] = []
-    seen: set[str] = set()
-    for frame in frames(source):
-        try:
-            record = parse_frame(frame, source)
-        except DataError as error:
-            name = str(frame.get("name")) if isinstance(frame, dict) else ""
-            quarantined.append(quarantine(name, str(error)))
-            continue
-        if record.name in seen:
-            reason = f"{source.labels}: frame {record.name} occurs a second time; the first is used"
-            quarantined.append(quarantine(record.name, reason))
-            continue
-        seen.add(record.name)
-        usable.append(record)
-    return usable, quarantined
-
-
 def _build_shards(
-    records: list[Record], source: Source, out: Path, workers: int, progress: Progress | None, shard_size: int
+    records: Sequence[Any], source: RawSource, out: Path, workers: int, progress: Progress | None, shard_size: int
 ) -> list[Shard]:
     """Builds every shard that an earlier run hasn't finished. Threads suffice: decoding releases the GIL."""
-    features(source.task)  # imports `datasets` once, not in every thread
+    source.features()  # imports `datasets` once, not in every thread
     pieces = [records[start : start + shard_size] for start in range(0, len(records), shard_size)]
 
     def build(number: int) -> Shard:
@@ -284,9 +283,7 @@ def _build_shards(
     return [future.result() for future in futures]
 
 
-def _finish(
-    layout: Bdd100kLayout, source: Source, out: Path, shards: list[Shard], quarantined: list[Quarantined]
-) -> None:
+def _finish(source: RawSource, out: Path, shards: list[Shard], quarantined: list[Quarantined]) -> None:
     """Writes what makes the shards a data set; the manifest last."""
     quarantined = quarantined + [entry for shard in shards for entry in shard.quarantined]
     text = "".join(json.dumps(asdict(entry)) + "\n" for entry in quarantined)
@@ -294,31 +291,31 @@ def _finish(
     count = sum(shard.rows for shard in shards)
     broken = [entry for entry in quarantined if entry.level == "record"]
     if count == 0:
-        why = f"the first of {len(broken)}: {broken[0].reason}" if broken else "there are no labelled frames"
-        raise DataError(f"no usable {source.task} {source.split} image in {source.labels}; {why}")
-    fingerprint = hashlib.sha256(f"{FORMAT_VERSION} {source.task} {TASK_CLASSES[source.task]}".encode())
+        why = f"the first of {len(broken)}: {broken[0].reason}" if broken else "; ".join(source.notes())
+        nothing = f"no usable {source.task} {source.split} {source.unit.removesuffix('s')} in {source.place}"
+        raise DataError(f"{nothing}; {why or 'there are no labelled ' + source.unit}")
+    classes = TASK_CLASSES[source.task]
+    fingerprint = hashlib.sha256(f"{FORMAT_VERSION} {source.task} {classes}".encode())
     for shard in shards:
         for digest in shard.digests:
             fingerprint.update(bytes.fromhex(digest))
     _write_hugging_face_files(source, out, shards, fingerprint.hexdigest())
     manifest = {
-        "format": "automoe-bdd100k",
+        "format": _FORMAT + source.dataset,
         "format_version": FORMAT_VERSION,
         "task": source.task,
         "split": source.split,
-        "classes": TASK_CLASSES[source.task],
+        "unit": source.unit,
+        "options": source.options,
+        "classes": classes,
+        "rig": source.rig(),
         "count": count,
         "boxes": sum(shard.boxes for shard in shards),
         "quarantined": len(broken),
         "rejected_labels": len(quarantined) - len(broken),
         "fingerprint": fingerprint.hexdigest(),
-        "source": {
-            "root": str(layout.root.resolve()),
-            "images": str(source.images),
-            "labels": str(source.labels),
-            "listing": _listing(source, with_checksum=True),
-        },
-        "notes": source.notes,
+        "source": {"root": str(source.root.resolve()), **source.origin()},
+        "notes": list(source.notes()),
         "shards": [
             {"file": shard.file, "rows": shard.rows, "bytes": shard.bytes, "sha256": shard.sha256} for shard in shards
         ],
@@ -330,10 +327,10 @@ def _finish(
     write_bytes(out / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
-def _write_hugging_face_files(source: Source, out: Path, shards: list[Shard], fingerprint: str) -> None:
+def _write_hugging_face_files(source: RawSource, out: Path, shards: list[Shard], fingerprint: str) -> None:
     from datasets import DatasetInfo
 
-    info = DatasetInfo(description=f"BDD100K {source.task} {source.split}", features=features(source.task))
+    info = DatasetInfo(description=f"{source.dataset} {source.task} {source.split}", features=source.features())
     with tempfile.TemporaryDirectory(dir=out, prefix=".info.", suffix=".tmp") as folder:
         info.write_to_directory(folder)
         os.replace(Path(folder) / "dataset_info.json", out / "dataset_info.json")
@@ -393,54 +390,61 @@ def _default_workers() -> int:
 # --- is it still the same source? ---
 
 
-def _why_stale(out: Path, source: Source) -> str | None:
-    """Why `out` must be prepared (again); None if it is finished and its source unchanged."""
+def _why_stale(out: Path, source: RawSource) -> str | None:
+    """Why `out` must be prepared (again); None if it is finished and its source and options unchanged."""
     manifest = _manifest(out)
     if manifest is None:
         return "an earlier run is continued" if any(out.glob("data-*.arrow")) else "first use"
     try:
-        PreparedInfo.load(out)
+        info = PreparedInfo.load(out)
     except DataError as error:
         return str(error)
-    before, now = manifest["source"]["listing"], _listing(source)
-    for key, what in (("images", "the images"), ("labels", "the labels")):
-        same = now[key] == {name: before[key].get(name) for name in now[key]}
-        if not same and not (key == "labels" and _same_text(source.labels, before[key], now[key])):
-            return f"{what} in {source.images if key == 'images' else source.labels} have changed"
+    reason = _other_options(info, source.options) or source.changed(manifest["source"])
+    if reason is not None:
+        return reason
     repaired = [entry.name for entry in _read_quarantine(out) if entry.repaired()]
     return f"{repaired[0]} was broken and has changed" if repaired else None
 
 
-def _same_text(path: Path, before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a label file with another time (a copy) has the same content."""
-    return path.is_file() and before["size"] == now["size"] and before["sha256"] == _checksum(path)
+def _other_options(info: PreparedInfo, wanted: Mapping[str, Any]) -> str | None:
+    """In what the options of a prepared set differ from the wanted ones; None if in nothing."""
+    for key, value in wanted.items():
+        before = _plain(info.options.get(key))
+        if value is not None and _plain(value) != before:
+            return f"it was prepared with {key} {before}, and {_plain(value)} is asked for"
+    return None
 
 
-def _listing(source: Source, with_checksum: bool = False) -> dict[str, dict[str, Any]]:
-    """What is cheap to know of a source: names and some sizes of a folder, size and time of a label file."""
-    listing = {"images": _folder_listing(source.images, source.image_suffix)}
-    if source.labels.is_dir():
-        suffix = ".json" if source.task == "detection" else source.mask_suffix
-        listing["labels"] = _folder_listing(source.labels, suffix)
-        return listing
-    status = source.labels.stat()
-    listing["labels"] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    if with_checksum:
-        listing["labels"]["sha256"] = _checksum(source.labels)
-    return listing
+def _with_earlier(options: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """The options that are given; where they are not, or are served by what the set at `out` has, those of that set."""
+    earlier = (_manifest(out) or {}).get("options", {})
+    lacking = {key: value for key, value in options.items() if value is not None and not _serves(earlier, key, value)}
+    return earlier | lacking
 
 
-def _folder_listing(folder: Path, suffix: str) -> dict[str, Any]:
-    names = sorted(name for name in os.listdir(folder) if name.endswith(suffix))
-    step = max(1, len(names) // _SIZES_LOOKED_AT)
-    sizes = [(folder / name).stat().st_size for name in names[::step]]
-    digest = hashlib.sha256("\n".join([*names, *map(str, sizes)]).encode())
-    return {"count": len(names), "sha256": digest.hexdigest()}
+def _serves(options: Mapping[str, Any], key: str, wanted: Any) -> bool:
+    """Whether a set with these options has what is wanted: as many sweeps or more, those cameras and maybe others."""
+    have = options.get(key)
+    if have is None or wanted is None:
+        return wanted is None
+    if isinstance(have, int):
+        return have >= wanted
+    return set(wanted) <= set(have) if isinstance(have, list) else have == wanted
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _plain(value: Any) -> str:
+    """An option in words; the order of several values means nothing."""
+    return ", ".join(sorted(map(str, value))) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _as_it_is(path: Path, options: Mapping[str, Any]) -> PreparedInfo:
+    """A prepared set without its source. Raises DataError where it does not serve the options asked for."""
+    info = PreparedInfo.load(path)
+    lacking = {key: value for key, value in options.items() if not _serves(info.options, key, value)}
+    reason = _other_options(info, lacking)
+    if reason is not None:
+        raise DataError(f"{path}: {reason}; give the raw {info.dataset} tree as data root, or leave the option out")
+    return info
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:
@@ -451,7 +455,12 @@ def _manifest(path: Path) -> dict[str, Any] | None:
         manifest = json.loads(file.read_bytes())
     except ValueError as error:
         raise DataError(f"{file} is damaged ({error}); delete {path} and prepare the set again") from error
-    return manifest if manifest.get("format") == "automoe-bdd100k" else None
+    ours = isinstance(manifest, dict) and str(manifest.get("format")).startswith(_FORMAT)
+    return manifest if ours and manifest.get("task") in TASK_CLASSES else None
+
+
+def _dataset(manifest: Mapping[str, Any]) -> str:
+    return str(manifest["format"]).removeprefix(_FORMAT)
 
 
 def _of(path: Path, task: str, split: str) -> bool:

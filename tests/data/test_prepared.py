@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -59,6 +60,26 @@ def test_fingerprint_is_of_the_content_alone(tree: Path, tmp_path: Path) -> None
     assert one.fingerprint == other.fingerprint
     edit_labels(moved, "train", lambda frames: frames[3]["labels"].pop())
     assert prepare(moved, "detection", "train", tmp_path / "changed").fingerprint != one.fingerprint
+
+
+def test_sets_prepared_before_there_were_others_are_still_read(tree: Path) -> None:
+    """Their manifests lack what came with nuScenes; and the fingerprint, which checkpoints hold, is as it was."""
+    info = ensure_prepared(tree, "detection", "train", say=lambda _: None)
+    manifest = json.loads((info.path / "manifest.json").read_text())
+    assert (manifest["format"], manifest["format_version"]) == ("automoe-bdd100k", 1)
+    for key in ("unit", "options", "rig"):
+        del manifest[key]
+    (info.path / "manifest.json").write_text(json.dumps(manifest))
+    said: list[str] = []
+    assert ensure_prepared(tree, "detection", "train", say=said.append) == info
+    assert said == []
+    fingerprint = hashlib.sha256(f"1 detection {info.classes}".encode())
+    for row in datasets.load_from_disk(str(info.path)):
+        digest = hashlib.sha256()
+        for value in row.values():  # pyright: ignore[reportAttributeAccessIssue]
+            digest.update(value if isinstance(value, bytes) else json.dumps(value).encode())
+        fingerprint.update(digest.digest())
+    assert fingerprint.hexdigest() == info.fingerprint
 
 
 def test_broken_records_are_quarantined_by_name_and_the_rest_stays(tree: Path, tmp_path: Path) -> None:
