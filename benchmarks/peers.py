@@ -40,9 +40,6 @@ import torch
 from torch import Tensor
 
 from automoe.config import from_dict, project_root
-from automoe.data.dataset import PreparedDataset, collate
-from automoe.data.prepared import PreparedInfo
-from automoe.data.transforms import EvalTransform
 from automoe.engine import checkpoint
 from automoe.engine.config import EngineConfig
 from automoe.engine.distributed import Distributed, setup
@@ -54,17 +51,16 @@ from automoe.experts.expert import ExpertStep, ImageExpert
 from automoe.experts.inference import load_expert
 from automoe.experts.registry import build_expert
 from automoe.files import write_text
-from automoe.stages.bdd100k import component_of
+from automoe.stages.bdd100k import stage_of
 from automoe.stages.entry import fail
+from automoe.stages.image_stage import ImageStageConfig
 from automoe.stages.train_expert import (
-    StageConfig,
+    Evaluation,
+    StageData,
     TrainFlags,
     checkpoint_meta,
     count_reducer,
     layer_groups,
-    load_stage_config,
-    make_evaluate,
-    prepare_splits,
 )
 
 try:
@@ -99,7 +95,7 @@ class Entrant:
     row: str
     title: str
     build: Callable[[], ImageExpert]
-    stage: StageConfig
+    stage: ImageStageConfig
 
 
 @dataclass(frozen=True)
@@ -108,17 +104,14 @@ class Arena:
 
     task: str
     profile: str
-    stage: StageConfig
-    train: PreparedInfo
-    val: PreparedInfo
-    train_set: PreparedDataset
-    val_set: PreparedDataset
+    stage: ImageStageConfig
+    data: StageData
     dist: Distributed
     root: Path
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        return {"train": self.train.fingerprint, "val": self.val.fingerprint}
+        return self.data.meta["dataset_fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -142,7 +135,7 @@ class TimedStep(ExpertStep):
         return super().forward(batch)
 
 
-def entrant(row: str, task: str, stage: StageConfig, peer: Mapping[str, Any] | None = None) -> Entrant:
+def entrant(row: str, task: str, stage: ImageStageConfig, peer: Mapping[str, Any] | None = None) -> Entrant:
     """The model behind a row of a task. peer: settings of the peer's config and recipe in place of those chosen here.
 
     Raises ConfigError naming a setting that neither knows.
@@ -168,7 +161,7 @@ def entrant(row: str, task: str, stage: StageConfig, peer: Mapping[str, Any] | N
     return Entrant(row, title, lambda: SegformerPeer(task, head), _with(stage, replace(SEGFORMER_RECIPE, **recipe)))
 
 
-def _with(stage: StageConfig, recipe: Recipe) -> StageConfig:
+def _with(stage: ImageStageConfig, recipe: Recipe) -> ImageStageConfig:
     values = asdict(recipe)
     factor = values.pop("backbone_lr_factor")
     return replace(stage, engine={**stage.engine, **values}, backbone_lr_factor=factor)
@@ -176,23 +169,19 @@ def _with(stage: StageConfig, recipe: Recipe) -> StageConfig:
 
 def open_arena(task: str, options: argparse.Namespace, dist: Distributed) -> Arena:
     """Prepare a task's data as the trainers do."""
-    flags = TrainFlags(profile=options.profile, config=options.config, seed=options.seed)
-    stage = load_stage_config(component_of(task), flags)
-    if options.eval_every is not None:
-        stage = replace(stage, engine={**stage.engine, "eval_every": options.eval_every})
-    train, val = prepare_splits(options.data_root, task, options.prepared_dir, dist)
-    transform = stage.train_transform()
-    return Arena(
-        task,
-        options.profile,
-        stage,
-        train,
-        val,
-        PreparedDataset(train.path, task, transform, seed=options.seed, limit=options.limit),
-        PreparedDataset(val.path, task, EvalTransform(stage.size), limit=options.limit),
-        dist,
-        options.output_root,
+    flags = TrainFlags(
+        profile=options.profile,
+        config=options.config,
+        seed=options.seed,
+        limit=options.limit,
+        prepared_dir=options.prepared_dir,
     )
+    stage = stage_of(task)
+    config = stage.configure(flags)
+    if options.eval_every is not None:
+        config = replace(config, engine={**config.engine, "eval_every": options.eval_every})
+    data = stage.open(options.data_root, config, flags, options.seed, dist)
+    return Arena(task, options.profile, config, data, dist, options.output_root)
 
 
 def run_dirs(arena: Arena, name: str) -> tuple[Path, Path]:
@@ -206,20 +195,19 @@ def fit_entrant(
 ) -> Any:
     """Train `one` for `steps` by the engine's loop; `changes` go into its config, `evaluate` replaces the scoring."""
     evaluate = changes.pop("evaluate", None)
-    batches = max(1, len(arena.train_set) // int(one.stage.engine["batch_size"]))
+    batches = max(1, len(arena.data.train) // int(one.stage.engine["batch_size"]))
     settings = {"epochs": -(-steps // batches) + 1, "max_steps": steps, "metric": model.metric}
     engine = from_dict(EngineConfig, {**one.stage.engine, **settings, **changes}, "engine")
     run_dir, log_dir = run_dirs(arena, name)
-    info = (arena.train, arena.val)
     return fit(
         step,
-        dataset=arena.train_set,
-        collate=collate,
-        evaluate=evaluate or make_evaluate(arena.val_set, one.stage.eval_batch_size, engine.num_workers, arena.dist),
+        dataset=arena.data.train,
+        collate=arena.data.collate,
+        evaluate=evaluate or Evaluation(arena.data, one.stage.eval_batch_size, engine.num_workers),
         config=engine,
         run_dir=run_dir,
         log_dir=log_dir,
-        meta=checkpoint_meta(arena.task, component_of(arena.task), model, one.stage, *info),
+        meta=checkpoint_meta(stage_of(arena.task), model, one.stage, arena.data),
         dist=arena.dist,
         param_groups=layer_groups(model, engine, one.stage.backbone_lr_factor),
     )
@@ -290,13 +278,14 @@ def reuse_ours(arena: Arena, path: Path) -> dict[str, Any]:
     expert = load_expert(path, arena.dist.device)
     payload = expert.payload
     if payload["dataset_fingerprint"] != arena.fingerprint:
-        raise ConfigError(f"{path} was trained or evaluated on other data than {arena.train.path}: train ours anew.")
+        data = arena.data.train.info.path
+        raise ConfigError(f"{path} was trained or evaluated on other data than {data}: train ours anew.")
     if tuple(expert.size) != tuple(arena.stage.size):
         raise ConfigError(f"{path} takes images of {expert.size}, profile {arena.profile} of {arena.stage.size}.")
     progress, engine = payload["progress"], payload["engine"]
     stage = replace(arena.stage, engine={**arena.stage.engine, **{k: engine[k] for k in arena.stage.engine}})
     one = Entrant("ours", f"AutoMoE {arena.task} expert", lambda: expert.model, stage)
-    evaluate = make_evaluate(arena.val_set, stage.eval_batch_size, int(engine["num_workers"]), arena.dist)
+    evaluate = Evaluation(arena.data, stage.eval_batch_size, int(engine["num_workers"]))
     arena.dist.say(f"\n{arena.task}: {one.title} from {path}")
     row = describe(one, expert.model, evaluate(expert.model, arena.dist))
     each = progress["seconds"] / max(1, progress["step"])
@@ -350,7 +339,7 @@ class Results:
         task = self.data["tasks"].setdefault(arena.task, {"dataset_fingerprint": arena.fingerprint, "rows": {}})
         if task["dataset_fingerprint"] != arena.fingerprint:
             raise ConfigError(f"{self.path} has {arena.task} results on other data: give another --out.")
-        task["images"] = {"train": len(arena.train_set), "val": len(arena.val_set)}
+        task["images"] = {"train": len(arena.data.train), "val": len(arena.data.val)}
         task["size"] = list(arena.stage.size)
         return task["rows"]
 

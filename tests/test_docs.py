@@ -21,7 +21,7 @@ from automoe.engine.config import EngineConfig
 from automoe.experts.dense import DenseConfig
 from automoe.experts.detection import DetectionConfig
 from automoe.stages import entry
-from automoe.stages.train_expert import StageConfig
+from automoe.stages.image_stage import ImageStageConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -177,7 +177,7 @@ def test_every_variable_of_the_script_is_described_and_no_other() -> None:
         ("docs/data.md", "Augmentation", AugmentConfig),
         ("docs/experts.md", "Detection", DetectionConfig),
         ("docs/experts.md", "Drivable area and segmentation", DenseConfig),
-        ("docs/experts.md", "A config", StageConfig),
+        ("docs/experts.md", "A config", ImageStageConfig),
     ],
 )
 def test_every_key_of_a_config_is_described_and_no_other(document: str, heading: str, config: type) -> None:

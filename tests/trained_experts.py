@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from bdd100k_tree import write_bdd100k_tree
 
-from automoe.stages.bdd100k import component_of
+from automoe.stages.bdd100k import component_of, stage_of
 from automoe.stages.train_expert import TrainFlags, train_expert
 
 TASKS = ("detection", "drivable", "segmentation")
@@ -48,5 +48,5 @@ def _train(base: Path) -> Trained:
         engine = {"epochs": 2, "batch_size": 3, "num_workers": 0, "ema_decay": 0.0, "log_steps": 1}
         config.write_text(json.dumps({"size": [64, 96], "model": model, "engine": engine}))
         flags = TrainFlags(config=config, run_name=RUN, output_root=output, device="cpu", max_steps=4)
-        train_expert(task, component_of(task), data, flags, default_root="")
+        train_expert(stage_of(task), data, flags)
     return Trained(data, output)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -32,6 +32,12 @@ from automoe.engine.step import StepReport, train_step
 from automoe.engine.stopping import Interrupted, StopSignals
 
 Evaluate = Callable[[nn.Module, Distributed], dict[str, float | None]]
+
+
+class _Hooks(NamedTuple):
+    evaluate: Evaluate
+    on_best: Callable[[], None]
+
 
 # What the engine itself writes into checkpoints, beside the caller's `meta`.
 RESERVED_KEYS = {
@@ -78,6 +84,7 @@ def fit(
     dist: Distributed,
     param_groups: list[dict[str, Any]] | None = None,
     sample_weights: Any = None,
+    on_best: Callable[[], None] = lambda: None,
 ) -> FitResult:
     """Train `step_module` to the end of `config`, or go on with the run in `run_dir`.
 
@@ -91,6 +98,7 @@ def fit(
     param_groups: as for AdamW, each with its own peak "lr" and "weight_decay" if given; default: no decay for
         biases and norms.
     sample_weights: one number a sample, to draw samples in proportion instead of each once an epoch.
+    on_best: called by the main process whenever best.pth has been written.
 
     Raises ConfigError (mismatch with the saved run), CheckpointError (files read), WriteError (a full disk, say),
     TrainingError (non-finite loss), and Interrupted, a SystemExit with 128 + signal, after a SIGTERM or SIGINT was
@@ -121,7 +129,7 @@ def fit(
             return _result(run, state.progress)
         dist.say(f"Going on at step {state.progress.step} of {run.total_steps}.")
     run.introduce()
-    _train(run, state, dataset, collate, evaluate, Path(log_dir))
+    _train(run, state, dataset, collate, _Hooks(evaluate, on_best), Path(log_dir))
     return _result(run, state.progress)
 
 
@@ -159,7 +167,7 @@ def _find_saved(run: Run, log_dir: Path) -> dict[str, Any] | None:
     return {key: saved[key] for key in ("module", "ema", "optimizer", "progress")}
 
 
-def _train(run: Run, state: TrainingState, dataset: Any, collate: Callable, evaluate: Evaluate, log_dir: Path) -> None:
+def _train(run: Run, state: TrainingState, dataset: Any, collate: Callable, hooks: _Hooks, log_dir: Path) -> None:
     """Set the loader, the log and the signals up, turn the loop, and record how it ended."""
     config, dist, progress = run.config, run.dist, state.progress
     run.sampler.start_batch = progress.step * config.accumulate
@@ -188,7 +196,7 @@ def _train(run: Run, state: TrainingState, dataset: Any, collate: Callable, eval
                 total_steps=run.total_steps,
                 log_seconds=config.log_seconds,
             )
-            _turn(run, state, _parallel(run, state), batches, evaluate, signals, log)
+            _turn(run, state, _parallel(run, state), batches, hooks, signals, log)
             ended = {"state": "finished", "result": asdict(_result(run, progress))}
         except Interrupted:
             ended = {"state": "interrupted"}
@@ -205,7 +213,7 @@ def _turn(
     state: TrainingState,
     parallel: nn.Module,
     batches: Iterator[dict],
-    evaluate: Evaluate,
+    hooks: _Hooks,
     signals: StopSignals,
     log: RunLog,
 ) -> None:
@@ -216,7 +224,7 @@ def _turn(
         if run.evaluation_due(progress):
             # Before it, so that nothing is lost if it fails or is killed; after it, for what it found.
             _save_last(run, state)
-            _evaluate(run, state, evaluate, log)
+            _evaluate(run, state, hooks, log)
             _save_last(run, state)
             saved_at = time.monotonic()
             if stop_signal := run.dist.all_reduce_max([signals.received])[0]:
@@ -232,7 +240,7 @@ def _turn(
             saved_at = time.monotonic()
 
 
-def _evaluate(run: Run, state: TrainingState, evaluate: Evaluate, log: RunLog) -> None:
+def _evaluate(run: Run, state: TrainingState, hooks: _Hooks, log: RunLog) -> None:
     """Evaluate, keep best.pth, write the line of metrics.jsonl, and begin a new interval."""
     config, dist, progress = run.config, run.dist, state.progress
     started = time.perf_counter()
@@ -241,7 +249,7 @@ def _evaluate(run: Run, state: TrainingState, evaluate: Evaluate, log: RunLog) -
     dist.broadcast_tensors(model.buffers())
     model.eval()
     with torch.no_grad():
-        found = evaluate(model, dist)
+        found = hooks.evaluate(model, dist)
     if not state.ema:
         state.module.train()
     metrics = dist.from_main(lambda: checked_metrics(found, config.metric))
@@ -256,6 +264,7 @@ def _evaluate(run: Run, state: TrainingState, evaluate: Evaluate, log: RunLog) -
     # A run whose metric is undefined throughout still leaves its last weights for the next stage.
     if dist.is_main and (is_best or progress.best is None):
         checkpoint.save(run.run_dir / resume.BEST, _best_payload(run, state))
+        hooks.on_best()
     log.evaluation(
         {
             "epoch": round(run.epoch_at(progress.step), 6),

@@ -21,7 +21,7 @@ from automoe.experts.backbone import Backbone
 from automoe.experts.expert import CountReducer, ImageExpert
 from automoe.experts.heatmap import HeatmapHead, heatmap_loss, map_of_box, rows_at, select_seeds
 from automoe.experts.pyramid import FeaturePyramid
-from automoe.experts.query_decoder import BoxReference, QueryDecoder
+from automoe.experts.query_decoder import BoxReference, QueryDecoder, blocked_pairs
 from automoe.experts.registry import register_expert
 from automoe.geometry import cxcywh_to_xyxy, paired_giou, paired_iou
 from automoe.losses import varifocal_loss
@@ -57,10 +57,11 @@ class DetectionConfig:
     denoising_weight: float = 1.0
     denoising_groups: int = 2
     max_detections: int = 100
+    classes: tuple[str, ...] = taxonomy.BDD_DETECTION
 
 
 class DetectionExpert(ImageExpert):
-    """Boxes of BDD100K's ten classes in an image, and tokens that say where they are.
+    """Boxes of the config's classes in an image, and tokens that say where they are.
 
     `forward` takes normalised images [B, 3, H, W] (`normalise`) and returns
       logits [L, B, Q, C] and boxes [L, B, Q, 4] (normalised cxcywh) of every decoder layer, the last one counts;
@@ -71,13 +72,12 @@ class DetectionExpert(ImageExpert):
     """
 
     kind = "detection"
-    classes = taxonomy.BDD_DETECTION
     metric = "AP"
     headline = ("AP", "AP50", "AP50_common", "AP50/car", "heatmap/AP")
 
     def __init__(self, config: DetectionConfig, *, pretrained: bool = False) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.classes = config, config.classes
         self.backbone = Backbone(
             config.backbone, pretrained=pretrained, norm=config.norm, frozen_stages=config.frozen_stages
         )
@@ -98,7 +98,16 @@ class DetectionExpert(ImageExpert):
 
     def forward(self, images: Tensor, denoising_boxes: Tensor | None = None) -> dict[str, Any]:
         """images: [B, 3, H, W] normalised. denoising_boxes: [B, M, 4] cxcywh, jittered true boxes (training only)."""
-        maps = self.pyramid(self.backbone(images))
+        return self.detect(self.features(images), (images.shape[-2], images.shape[-1]), denoising_boxes)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Feature maps [B, D, h, w] of every stride, fine to coarse, of normalised images [B, 3, H, W]."""
+        return self.pyramid(self.backbone(images))
+
+    def detect(
+        self, maps: list[Tensor], size: tuple[int, int], denoising_boxes: Tensor | None = None
+    ) -> dict[str, Any]:
+        """What `forward` returns, from `features` of images of `size` (H, W)."""
         heats = [self.heatmap(m) for m in maps]
         heat_logits, heat_boxes = [logits for logits, _ in heats], [boxes for _, boxes in heats]
         seeds = select_seeds(heat_logits, heat_boxes, self.config.num_queries)
@@ -113,9 +122,8 @@ class DetectionExpert(ImageExpert):
             said = _sample([m.detach() for m in heat_logits], denoising_boxes, level)
             logits = torch.cat([logits, said], dim=1)
             boxes = torch.cat([boxes, denoising_boxes.to(boxes.dtype)], dim=1)
-            blocked = self._blocked(boxes.shape[1] - extra, extra, images.device)
-        geometry = BoxReference((images.shape[-2], images.shape[-1]))
-        decoded = self.decoder(self.content(content), logits, boxes, maps, geometry, blocked)
+            blocked = blocked_pairs(boxes.shape[1] - extra, extra, self.config.denoising_groups, boxes.device)
+        decoded = self.decoder(self.content(content), logits, boxes, maps, BoxReference(size), blocked)
         count = boxes.shape[1] - extra
         out: dict[str, Any] = {
             "logits": decoded.logits[:, :, :count],
@@ -150,7 +158,7 @@ class DetectionExpert(ImageExpert):
         return [final | {f"heatmap/{k}": v for k, v in seed.items()} for final, seed in zip(*found)]
 
     def make_metrics(self) -> DetectionScores:
-        return DetectionScores()
+        return DetectionScores(self.classes)
 
     def add_to_metrics(
         self, metrics: DetectionScores, sample_id: str, prediction: Mapping[str, Tensor], truth: Any
@@ -169,20 +177,12 @@ class DetectionExpert(ImageExpert):
             scores[f"heatmap/{key}"] = alone[key]
         return scores
 
-    def _blocked(self, count: int, extra: int, device: torch.device) -> Tensor:
-        """No query sees a denoising query, no denoising group sees another: nothing leaks the truth."""
-        groups = torch.full((count + extra,), -1, device=device)
-        size = extra // (2 * self.config.denoising_groups)
-        groups[count:] = torch.arange(extra, device=device) // max(size, 1)
-        noisy = groups >= 0
-        return noisy[None, :] & (groups[:, None] != groups[None, :])
-
 
 class DetectionScores:
     """Metrics of the whole expert and, beside them, of its heatmap head alone."""
 
-    def __init__(self) -> None:
-        self.final, self.heatmap = DetectionMetrics(), DetectionMetrics()
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self.final, self.heatmap = DetectionMetrics(classes), DetectionMetrics(classes)
 
     def state(self) -> tuple[Any, Any]:
         """Plain picklable data for `merge` in another process."""
@@ -249,9 +249,13 @@ class DetectionCriterion:
         """Run the model on a training batch, with denoising queries, and return its losses."""
         columns = zip(batch["boxes"], batch["labels"], batch["ignored"])
         targets = [{"boxes": b, "labels": label, "ignored": i} for b, label, i in columns]
-        denoising = make_denoising(targets, self.config.denoising_groups) if self.config.denoising_groups else None
-        boxes, source = denoising if denoising is not None else (None, None)
+        boxes, source = self.denoising(targets) or (None, None)
         return self.losses(model(model.normalise(batch["image"]), boxes), targets, source)
+
+    def denoising(self, targets: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor] | None:
+        """Denoising boxes and their sources (`make_denoising`); None where there are none."""
+        groups = self.config.denoising_groups
+        return make_denoising(targets, groups) if groups else None
 
     def losses(
         self, outputs: dict[str, Any], targets: list[dict[str, Tensor]], source: Tensor | None = None

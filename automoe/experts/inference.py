@@ -14,7 +14,7 @@ from torch import Tensor
 from automoe.data.transforms import EvalTransform, warp_image
 from automoe.engine import checkpoint
 from automoe.errors import CheckpointError
-from automoe.experts.expert import ImageExpert
+from automoe.experts.expert import Expert, ImageExpert
 from automoe.experts.registry import build_expert, expert_names
 
 
@@ -22,7 +22,7 @@ from automoe.experts.registry import build_expert, expert_names
 class TrainedExpert:
     """A model in eval mode, ready for raw pictures. payload: everything the checkpoint says about itself."""
 
-    model: ImageExpert
+    model: Expert
     size: tuple[int, int]
     device: torch.device
     path: Path
@@ -35,7 +35,10 @@ class TrainedExpert:
 
     @torch.no_grad()
     def predict(self, images: list[np.ndarray]) -> list[dict[str, Tensor]]:
-        """Predictions in raw pixels for RGB uint8 [h, w, 3] pictures of any sizes."""
+        """Predictions in raw pixels for RGB uint8 [h, w, 3] pictures of any sizes. Raises CheckpointError where the
+        expert needs more than a picture."""
+        if not isinstance(self.model, ImageExpert):
+            raise CheckpointError(f"{self.path} is a {self.model.kind} expert, which needs more than pictures.")
         matrices = [self.transform.matrix(*image.shape[:2]) for image in images]
         inputs = np.stack([_to_input(image, m, self.size) for image, m in zip(images, matrices)])
         return self.model.predict(
@@ -72,7 +75,8 @@ def load_expert(path: Path | str, device: torch.device | str = "cpu") -> Trained
     if tuple(payload["classes"]) != model.classes:
         raise CheckpointError(f"{path} was trained on other classes ({', '.join(payload['classes'])}); train again.")
     preprocess = payload["preprocess"]
-    model.set_normalisation(tuple(preprocess["mean"]), tuple(preprocess["std"]))
+    if "mean" in preprocess:
+        model.set_normalisation(tuple(preprocess["mean"]), tuple(preprocess["std"]))
     height, width = preprocess["size"]
     device = torch.device(device)
     return TrainedExpert(model.to(device).eval(), (height, width), device, path, payload)

@@ -230,3 +230,13 @@ class QueryDecoder(nn.Module):
             # The next layer starts from here but doesn't push its gradient through (Deformable DETR).
             logits, references = logits.detach(), refined.detach()
         return Decoded(torch.stack(all_logits), torch.stack(all_references), queries)
+
+
+def blocked_pairs(count: int, extra: int, groups: int, device: torch.device) -> Tensor:
+    """Which query must not see which, bool [Q, Q], Q = count + extra, for `extra` denoising queries behind the others,
+    in `groups` groups of positives and as many of negatives: no query sees a denoising query, no denoising group sees
+    another, so that nothing leaks the truth."""
+    group = torch.full((count + extra,), -1, device=device)
+    group[count:] = torch.arange(extra, device=device) // max(extra // (2 * groups), 1)
+    noisy = group >= 0
+    return noisy[None, :] & (group[:, None] != group[None, :])

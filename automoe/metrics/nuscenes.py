@@ -347,6 +347,10 @@ class NuscenesMetrics:
         if known is None or sample.content() < known.content():
             self._samples[token] = sample
 
+    def predictions(self) -> dict[str, Boxes3D]:
+        """The predicted boxes that count, those within their classes' ranges, by sample token."""
+        return {token: self._samples[token].predicted for token in sorted(self._samples)}
+
     def state(self) -> dict[str, _Sample]:
         """What was added, as plain picklable objects, for `merge` elsewhere."""
         return dict(self._samples)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import cyclopts
 
 from automoe.engine.loop import FitResult
+from automoe.stages.image_stage import ImageStage
 from automoe.stages.train_expert import TrainFlags, train_expert
 
 DEFAULT_ROOT = "datasets/bdd100k"
@@ -29,8 +30,13 @@ def component_of(task: str) -> str:
     return f"bdd100k_{task}_expert"
 
 
+def stage_of(task: str) -> ImageStage:
+    """The stage that trains a task's expert."""
+    return ImageStage(task, component_of(task), DEFAULT_ROOT)
+
+
 def train_bdd100k(flags: Annotated[Bdd100kFlags, cyclopts.Parameter(name="*")] = Bdd100kFlags()) -> FitResult:
     """Train one BDD100K expert (detection, drivable area or semantic segmentation) on one device or, under torchrun,
     on many. Leaves models/checkpoints/bdd100k_<task>_expert/<run_name>/best.pth.
     """
-    return train_expert(flags.task, component_of(flags.task), flags.data_root, flags, default_root=DEFAULT_ROOT)
+    return train_expert(stage_of(flags.task), flags.data_root, flags)

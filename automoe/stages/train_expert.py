@@ -1,58 +1,88 @@
-"""Training an image expert on a prepared set: the one path from flags to `best.pth` that every expert's stage takes."""
+"""Training an expert on a prepared set: the one path from flags to `best.pth` that every expert's stage takes.
+
+What differs from stage to stage (its config, its data, what its checkpoints say about themselves) is an `ExpertStage`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
 from automoe.config import from_dict, profile_path, project_root, read_json
-from automoe.data.dataset import PreparedDataset, collate
 from automoe.data.prepared import PreparedInfo, ensure_prepared, progress_bar
-from automoe.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from automoe.engine.config import EngineConfig
 from automoe.engine.distributed import Distributed, setup
 from automoe.engine.loader import evaluation_loader
 from automoe.engine.loop import FitResult, fit
 from automoe.errors import ConfigError
 from automoe.experts.evaluation import evaluate_expert
-from automoe.experts.expert import ExpertStep, ImageExpert
+from automoe.experts.expert import Expert, ExpertStep
 from automoe.experts.registry import build_expert
 from automoe.stages.entry import command_line
 
 COARSEST_STRIDE = 32
-"""Of the experts' feature maps."""
+"""Of the image experts' feature maps."""
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """A profile's config.json: the expert's model, its input size (height, width), augmentation, and the engine."""
+    """A profile's config.json: the expert's model and the engine, and in subclasses what the data needs."""
 
-    size: tuple[int, int]
-    crop: tuple[int, int] | None = None
-    """Height and width of the pieces that training cuts out of the input; None trains on the whole input."""
     model: dict[str, Any] = field(default_factory=dict)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
     engine: dict[str, Any] = field(default_factory=dict)
     backbone_lr_factor: float = 1.0
-    """The backbone learns at this share of the learning rate: it knows something already."""
+    """The image backbone learns at this share of the learning rate: it knows something already."""
     eval_batch_size: int = 8
 
-    def __post_init__(self) -> None:
-        # Otherwise the coarse maps of whole inputs would not lie where those of pieces lie, nor where boxes are said.
-        for name, size in (("size", self.size), ("crop", self.crop or self.size)):
-            if not all(side > 0 and side % COARSEST_STRIDE == 0 for side in size):
-                raise ConfigError(f"{name} is {list(size)}; give multiples of {COARSEST_STRIDE} for height and width.")
-        if self.crop and any(piece > whole for piece, whole in zip(self.crop, self.size)):
-            raise ConfigError(f"crop is {list(self.crop)}, larger than the size {list(self.size)} that it is cut from.")
 
-    def train_transform(self) -> TrainTransform:
-        """What training does to a picture: pieces of the input, or all of it, under the augmentation."""
-        return TrainTransform(self.crop or self.size, self.augment, self.size)
+C = TypeVar("C", bound=StageConfig)
+
+
+@dataclass(frozen=True)
+class StageData:
+    """The open data of a stage. train, val: map-style data sets; val keeps its rows at hand (`ScoredDataset`). meta:
+    what the checkpoint says about the data: preprocess, rig, fingerprints. words: what there is, for the console."""
+
+    train: Any
+    val: Any
+    collate: Callable[[list], dict]
+    meta: dict[str, Any]
+    words: str
+    sample_weights: Any = None
+
+
+class ExpertStage(ABC, Generic[C]):
+    """One expert's training on one kind of data.
+
+    kind: the expert's registered name. component: names the config folder and the checkpoint folder. default_root:
+    where its data is looked for in the checkout.
+    """
+
+    kind: str
+    component: str
+    default_root: str
+    config_type: type[C]
+
+    def configure(self, flags: TrainFlags) -> C:
+        """The profile's (or the named) config.json with the flags on top."""
+        return load_stage_config(self.config_type, self.component, flags)
+
+    @abstractmethod
+    def open(self, root: Path, config: C, flags: TrainFlags, seed: int, dist: Distributed) -> StageData:
+        """The data, prepared if need be."""
+
+    def postprocess(self) -> dict[str, Any]:
+        """How the model's outputs become predictions, for a checkpoint's reader."""
+        return {}
+
+    def keep_best(self, metrics: Any, run_dir: Path) -> None:
+        """Called by the main process after a best evaluation, with its accumulator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +154,10 @@ ENGINE_FLAGS = [
 ]
 
 
-def load_stage_config(component: str, flags: TrainFlags) -> StageConfig:
+def load_stage_config(config_type: type[C], component: str, flags: TrainFlags) -> C:
     """The profile's (or the named) config.json with the flags on top. Raises ConfigError naming a wrong key."""
     path = flags.config or profile_path(component, flags.profile)
-    config = from_dict(StageConfig, read_json(path), str(path))
+    config = from_dict(config_type, read_json(path), str(path))
     given = {name: getattr(flags, name) for name in ENGINE_FLAGS if getattr(flags, name) is not None}
     engine = dict(config.engine)
     if flags.epochs is not None:
@@ -135,55 +165,43 @@ def load_stage_config(component: str, flags: TrainFlags) -> StageConfig:
         # would silently win.
         engine.pop("max_steps", None)
         engine.pop("eval_every", None)
-    model = dict(config.model)
-    if not flags.pretrained:
-        model["norm"] = "batch"  # a random start has no statistics to fold
-        model["frozen_stages"] = 0
-    return replace(config, engine={**engine, **given}, model=model)
+    return replace(config, engine={**engine, **given})
 
 
-def train_expert(
-    kind: str, component: str, data_root: Path | None, flags: TrainFlags, *, default_root: str
-) -> FitResult:
-    """Train the expert `kind` on `data_root` (raw or prepared) and leave `best.pth` in its run folder.
+def train_expert(stage: ExpertStage[Any], data_root: Path | None, flags: TrainFlags) -> FitResult:
+    """Train a stage's expert on `data_root` (raw or prepared) and leave `best.pth` in its run folder.
 
-    component: names the config folder and the checkpoint folder. Raises AutoMoEErrors, and SystemExit after a signal.
+    Raises AutoMoEErrors, and SystemExit after a signal.
     """
-    stage = load_stage_config(component, flags)
+    config = stage.configure(flags)
     output_root = flags.output_root or project_root()
     run_name = flags.run_name or default_run_name(flags)
-    run_dir = output_root / "models" / "checkpoints" / component / run_name
+    run_dir = output_root / "models" / "checkpoints" / stage.component / run_name
     with setup(flags.device) as dist:
-        root = data_root or project_root() / default_root
-        train_info, val_info = prepare_splits(root, kind, flags.prepared_dir, dist)
-        torch.manual_seed(int(stage.engine.get("seed", 0)))
+        seed = int(config.engine.get("seed", 0))
+        data = stage.open(data_root or project_root() / stage.default_root, config, flags, seed, dist)
+        torch.manual_seed(seed)
         resuming = flags.resume != "never" and (flags.resume != "auto" or (run_dir / "last.pth").is_file())
         # A resumed run loads its weights from last.pth: fetching the pretrained ones again would be for nothing.
-        model: ImageExpert = build_expert(kind, stage.model, pretrained=flags.pretrained and not resuming)
+        model: Expert = build_expert(stage.kind, config.model, pretrained=flags.pretrained and not resuming)
         engine = from_dict(
-            EngineConfig, {**stage.engine, "metric": model.metric, "resume_command": command_line()}, "engine"
+            EngineConfig, {**config.engine, "metric": model.metric, "resume_command": command_line()}, "engine"
         )
-        train_set = PreparedDataset(
-            train_info.path,
-            kind,
-            stage.train_transform(),
-            seed=engine.seed,
-            limit=flags.limit,
-        )
-        val_set = PreparedDataset(val_info.path, kind, EvalTransform(stage.size), limit=flags.limit)
-        dist.say(describe(kind, train_set, val_set, stage, run_dir))
-        step = ExpertStep(model, count_reducer(dist))
+        dist.say(f"Training the {stage.kind} expert on {data.words}; run folder {run_dir}")
+        evaluate = Evaluation(data, config.eval_batch_size, engine.num_workers)
         result = fit(
-            step,
-            dataset=train_set,
-            collate=collate,
-            evaluate=make_evaluate(val_set, stage.eval_batch_size, engine.num_workers, dist),
+            ExpertStep(model, count_reducer(dist)),
+            dataset=data.train,
+            collate=data.collate,
+            evaluate=evaluate,
             config=engine,
             run_dir=run_dir,
-            log_dir=output_root / "models" / "runs" / component / run_name,
-            meta=checkpoint_meta(kind, component, model, stage, train_info, val_info),
+            log_dir=output_root / "models" / "runs" / stage.component / run_name,
+            meta=checkpoint_meta(stage, model, config, data),
             dist=dist,
-            param_groups=layer_groups(model, engine, stage.backbone_lr_factor),
+            param_groups=layer_groups(model, engine, config.backbone_lr_factor),
+            sample_weights=data.sample_weights,
+            on_best=lambda: stage.keep_best(evaluate.metrics, run_dir),
         )
         dist.say(closing_words(model, result, run_dir))
     return result
@@ -197,15 +215,16 @@ def default_run_name(flags: TrainFlags) -> str:
 
 
 def prepare_splits(
-    root: Path, kind: str, prepared_dir: Path | None, dist: Distributed
+    root: Path, task: str, prepared_dir: Path | None, dist: Distributed, options: Mapping[str, Any] | None = None
 ) -> tuple[PreparedInfo, PreparedInfo]:
     """The prepared training and validation sets of one task; the main process prepares what isn't there yet."""
 
     def both() -> list[Path]:
         paths = []
         for split in ("train", "val"):
-            with progress_bar(f"prepare {kind} {split}") as progress:
-                paths.append(ensure_prepared(root, kind, split, prepared_dir, progress=progress).path)
+            with progress_bar(f"prepare {task} {split}") as progress:
+                info = ensure_prepared(root, task, split, prepared_dir, progress=progress, options=options or {})
+                paths.append(info.path)
         return paths
 
     train, val = dist.from_main(both)
@@ -227,62 +246,48 @@ def count_reducer(dist: Distributed) -> Callable[[int], float]:
     return mean_count
 
 
-def make_evaluate(
-    val_set: PreparedDataset, batch_size: int, num_workers: int, dist: Distributed
-) -> Callable[[nn.Module, Distributed], dict[str, float | None]]:
-    """The engine's evaluation hook; its loader is made at the first call and kept."""
-    loader: list[Any] = []
+class Evaluation:
+    """The engine's evaluation hook; its loader is made at the first call and kept. metrics: the last accumulator."""
 
-    def evaluate(model: nn.Module, dist: Distributed) -> dict[str, float | None]:
-        if not loader:
-            loader.append(evaluation_loader(val_set, collate, batch_size, dist, num_workers=num_workers))
-        assert isinstance(model, ImageExpert)
-        return evaluate_expert(model, val_set, loader[0], dist)
+    def __init__(self, data: StageData, batch_size: int, num_workers: int) -> None:
+        self.data, self.batch_size, self.num_workers = data, batch_size, num_workers
+        self.metrics: Any = None
+        self._loader: Any = None
 
-    return evaluate
+    def __call__(self, model: nn.Module, dist: Distributed) -> dict[str, float | None]:
+        assert isinstance(model, Expert)
+        if self._loader is None:
+            self._loader = evaluation_loader(
+                self.data.val, self.data.collate, self.batch_size, dist, num_workers=self.num_workers
+            )
+        return evaluate_expert(model, self.data.val, self._loader, dist, keep=self._keep)
+
+    def _keep(self, metrics: Any) -> None:
+        self.metrics = metrics
 
 
-def checkpoint_meta(
-    kind: str,
-    component: str,
-    model: ImageExpert,
-    stage: StageConfig,
-    train_info: PreparedInfo,
-    val_info: PreparedInfo,
-) -> dict[str, Any]:
+def checkpoint_meta(stage: ExpertStage[Any], model: Expert, config: StageConfig, data: StageData) -> dict[str, Any]:
     """What a checkpoint says about itself: enough to run it with nothing else at hand."""
+    plain = asdict(config)
     return {
-        "expert": kind,
-        "component": component,
+        "expert": stage.kind,
+        "component": stage.component,
         "model_config": asdict(model.config),  # type: ignore[call-overload]
-        "config": asdict(stage),
-        "recipe": {
-            "size": list(stage.size),
-            "crop": list(stage.crop) if stage.crop else None,
-            "augment": asdict(stage.augment),
-            "backbone_lr_factor": stage.backbone_lr_factor,
-        },
+        "config": plain,
+        "recipe": {key: value for key, value in plain.items() if key not in ("model", "engine", "eval_batch_size")},
         "classes": list(model.classes),
-        "preprocess": {
-            "size": list(stage.size),
-            "resize": "letterbox",
-            "mean": (model.mean / 255).flatten().tolist(),
-            "std": (model.std / 255).flatten().tolist(),
-            "color": "RGB",
-        },
-        "postprocess": {"scores": "sigmoid"} if kind == "detection" else {"mask": "argmax at raw size"},
-        "rig": {"cameras": 1, "note": "a single front camera of unknown mounting, as BDD100K publishes none"},
-        "dataset_fingerprint": {"train": train_info.fingerprint, "val": val_info.fingerprint},
-        "data_root": str(train_info.path),
+        "postprocess": stage.postprocess(),
+        **data.meta,
+        "preprocess": {**data.meta["preprocess"], **model.normalisation()},
     }
 
 
-def layer_groups(model: ImageExpert, engine: EngineConfig, backbone_factor: float) -> list[dict[str, Any]]:
+def layer_groups(model: Expert, engine: EngineConfig, backbone_factor: float) -> list[dict[str, Any]]:
     """Parameter groups for the optimizer: the backbone at its own rate; biases and norms without weight decay."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
+            groups.setdefault(("backbone" in name.split("."), parameter.ndim > 1), []).append(parameter)
     if not groups:
         raise ConfigError("every parameter of the model is frozen; lower model.frozen_stages.")
     return [
@@ -295,19 +300,10 @@ def layer_groups(model: ImageExpert, engine: EngineConfig, backbone_factor: floa
     ]
 
 
-def describe(kind: str, train_set: PreparedDataset, val_set: PreparedDataset, stage: StageConfig, run_dir: Path) -> str:
-    """What is about to be trained, in a line."""
-    height, width = stage.size
-    pieces = f" in pieces of {stage.crop[1]}x{stage.crop[0]}" if stage.crop else ""
-    return (
-        f"Training the {kind} expert on {len(train_set)} images ({len(val_set)} for validation) "
-        f"at {width}x{height}{pieces}; run folder {run_dir}"
-    )
-
-
-def closing_words(model: ImageExpert, result: FitResult, run_dir: Path) -> str:
+def closing_words(model: Expert, result: FitResult, run_dir: Path) -> str:
     """The result of a run in two lines."""
-    shown = [f"{key} {result.metrics[key]:.1f}" for key in model.headline if result.metrics.get(key) is not None]
+    found = {key: result.metrics.get(key) for key in model.headline}
+    shown = [f"{key} {value:.{model.decimals}f}" for key, value in found.items() if value is not None]
     return (
         f"{', '.join(shown)} after {result.steps} steps ({result.seconds:.0f} s)\nBest weights: {run_dir / 'best.pth'}"
     )

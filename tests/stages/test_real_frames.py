@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from automoe import taxonomy
-from automoe.stages.bdd100k import component_of
+from automoe.stages.bdd100k import stage_of
 from automoe.stages.train_expert import TrainFlags, train_expert
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,7 +80,7 @@ def test_an_expert_over_fits_real_frames(task: str, real_tree: Path, tmp_path: P
         json.dumps({"size": setting["size"], "model": setting["model"], "augment": AS_THEY_ARE, "engine": engine})
     )
     flags = TrainFlags(config=config, run_name="real", output_root=tmp_path / "out", device="cpu")
-    result = train_expert(task, component_of(task), root, flags, default_root="")
+    result = train_expert(stage_of(task), root, flags)
     metric, least = AT_LEAST[task]
     value = result.metrics[metric]
     assert value is not None

@@ -23,9 +23,9 @@ from automoe.engine.config import EngineConfig
 from automoe.errors import ConfigError
 from automoe.experts.inference import load_expert
 from automoe.experts.registry import build_expert
-from automoe.stages.bdd100k import component_of
+from automoe.stages.bdd100k import stage_of
 from automoe.stages.entry import command_line
-from automoe.stages.train_expert import ENGINE_FLAGS, TrainFlags, load_stage_config
+from automoe.stages.train_expert import ENGINE_FLAGS, TrainFlags
 
 RunHere = Callable[[list[str]], tuple[int, str, str]]
 
@@ -224,7 +224,7 @@ def test_two_processes_train_as_one(data_root: Path, tmp_path: Path, run_here: R
 )
 def test_a_flag_wins_over_the_profile(flag: str, value: object) -> None:
     assert set(ENGINE_FLAGS) <= {field.name for field in dataclasses.fields(TrainFlags)}
-    stage = load_stage_config(component_of("detection"), TrainFlags(profile="tiny", **{flag: value}))
+    stage = stage_of("detection").configure(TrainFlags(profile="tiny", **{flag: value}))
     engine = from_dict(EngineConfig, {**stage.engine, "metric": "AP"}, "engine")
     assert getattr(engine, flag) == value
 
@@ -253,7 +253,7 @@ def test_missing_data_says_where_it_looked(tmp_path: Path, run_here: RunHere) ->
 @pytest.mark.parametrize("profile", ["tiny", "small", "base"])
 @pytest.mark.parametrize("task", ["detection", "drivable", "segmentation"])
 def test_every_profile_on_disk_is_valid(task: str, profile: str) -> None:
-    stage = load_stage_config(component_of(task), TrainFlags(profile=profile))
+    stage = stage_of(task).configure(TrainFlags(profile=profile))
     model = build_expert(task, stage.model, pretrained=False)
     from_dict(EngineConfig, {**stage.engine, "metric": model.metric}, "engine")
     assert stage.size[0] % 32 == 0
@@ -272,7 +272,7 @@ def test_sizes_that_make_no_sense_are_named(tmp_path: Path, sizes: dict[str, lis
     path = tmp_path / "config.json"
     path.write_text(json.dumps(sizes))
     with pytest.raises(ConfigError, match=sentence):
-        load_stage_config(component_of("drivable"), TrainFlags(config=path))
+        stage_of("drivable").configure(TrainFlags(config=path))
 
 
 def test_a_run_goes_on_only_with_the_same_crop(data_root: Path, tmp_path: Path, run_here: RunHere) -> None:
@@ -290,8 +290,8 @@ def test_a_run_goes_on_only_with_the_same_crop(data_root: Path, tmp_path: Path, 
 
 
 def test_epochs_mean_epochs_whatever_bound_the_profile_has() -> None:
-    assert "max_steps" in load_stage_config(component_of("drivable"), TrainFlags(profile="tiny")).engine
-    engine = load_stage_config(component_of("drivable"), TrainFlags(profile="tiny", epochs=2)).engine
+    assert "max_steps" in stage_of("drivable").configure(TrainFlags(profile="tiny")).engine
+    engine = stage_of("drivable").configure(TrainFlags(profile="tiny", epochs=2)).engine
     assert engine["epochs"] == 2
     assert "max_steps" not in engine
 

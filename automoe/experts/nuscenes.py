@@ -1,0 +1,483 @@
+"""The nuScenes expert: 3D boxes from any cameras and a LiDAR, and image boxes beside them.
+
+Pillars and a map seen from above for the LiDAR; what the cameras show is painted on its points (PointPainting, CVPR
+2020) and lifted onto the same map by projection; a heatmap on the fused map seeds the queries, and the decoder that the
+2D expert has samples the map and the cameras' features where its 3D references lie. The image branch is the 2D
+detection expert itself, with nuScenes' classes, trained jointly on the projected boxes: its weights alone are the
+image-only variant (`nuscenes_2d`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from automoe.config import from_dict
+from automoe.data.nuscenes import to_global
+from automoe.errors import ConfigError
+from automoe.experts.bev_heatmap import BevHeatmapHead, bev_heatmap_loss, select_seeds
+from automoe.experts.box3d import LOG_SIZE, Box3dReference, decode_boxes, encode_boxes
+from automoe.experts.detection import DetectionConfig, DetectionCriterion, DetectionExpert
+from automoe.experts.expert import CountReducer, Expert
+from automoe.experts.heatmap import rows_at
+from automoe.experts.pillars import BevBackbone, BevGrid, PillarEncoder
+from automoe.experts.pyramid import SeparableConv
+from automoe.experts.query_decoder import QueryDecoder, blocked_pairs
+from automoe.experts.registry import register_expert
+from automoe.experts.rig_geometry import Rig
+from automoe.losses import varifocal_loss
+from automoe.matching import HungarianMatcher, Match
+from automoe.metrics.nuscenes import Boxes3D, NuscenesMetrics
+from automoe.taxonomy import (
+    NUSCENES_ATTRIBUTES,
+    NUSCENES_ATTRIBUTES_OF,
+    NUSCENES_CAMERAS,
+    NUSCENES_DETECTION,
+)
+
+BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
+"""Of the ten numbers in the L1 loss: velocities are larger and rougher than the rest."""
+
+QUALITY_METRES = 2.0
+"""A prediction so far from its truth has a class target of 1/e."""
+
+Target = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class NuscenesConfig:
+    """The model and its losses; every field can be set from the JSON config.
+
+    cameras: channels that it is used with, none for LiDAR only; lidar: false for cameras only. image: the image branch,
+    always of nuScenes' classes.
+    lift_heights: metres above the ego's ground at which a place of the map looks into the pictures.
+    """
+
+    cameras: tuple[str, ...] = NUSCENES_CAMERAS
+    lidar: bool = True
+    image: DetectionConfig = field(default_factory=lambda: DetectionConfig(num_queries=50, denoising_groups=1))
+    grid: BevGrid = field(default_factory=BevGrid)
+    dim: int = 64
+    pillar_dim: int = 32
+    paint_dim: int = 16
+    bev_depth: int = 1
+    lift_heights: tuple[float, ...] = (0.4, 1.5)
+    num_queries: int = 150
+    decoder_layers: int = 2
+    heads: int = 4
+    points: int = 4
+    dropout: float = 0.0
+    cost_class: float = 2.0
+    cost_bbox: float = 0.25
+    cost_giou: float = 0.0
+    class_weight: float = 1.0
+    bbox_weight: float = 0.5
+    attribute_weight: float = 0.3
+    heatmap_weight: float = 1.0
+    heatmap_bbox_weight: float = 0.5
+    denoising_weight: float = 1.0
+    denoising_groups: int = 1
+    image_weight: float = 0.5
+    max_detections: int = 300
+
+    def __post_init__(self) -> None:
+        if not (self.cameras or self.lidar):
+            raise ConfigError("the model has neither cameras nor a LiDAR; set model.cameras or model.lidar.")
+        if strange := [name for name in self.cameras if name not in NUSCENES_CAMERAS]:
+            raise ConfigError(f"model.cameras has {strange[0]!r}; nuScenes has {', '.join(NUSCENES_CAMERAS)}.")
+        object.__setattr__(self, "image", replace(self.image, classes=NUSCENES_DETECTION))
+        if not 1 <= self.max_detections <= 500:
+            raise ConfigError(f"model.max_detections is {self.max_detections}; nuScenes allows 1 to 500 a sample.")
+
+
+class NuscenesExpert(Expert):
+    """3D boxes of nuScenes' ten classes round the car, and tokens that say where they are.
+
+    `forward` takes a batch (see `data.nuscenes_dataset.collate`) and returns, for B samples and L layers,
+      logits [L, B, Q, 10] and numbers [L, B, Q, 10] (`box3d`) of every decoder layer, attributes [B, Q, 8];
+      seed_logits [B, Q, 10], seed_numbers [B, Q, 10]: what the heatmap head alone says;
+      heat_logits [B, 10, H, W], heat_numbers [B, H, W, 10]: its maps, for the loss;
+      tokens [B, Q, D], token_positions [B, Q, 2] (x, y in the ego frame, metres): for the policy;
+      image: what the image branch says of all B * N pictures (`DetectionExpert.forward`);
+      denoising_logits, denoising_numbers [L, B, M, ...] where denoising boxes were given.
+    """
+
+    kind = "nuscenes"
+    classes = NUSCENES_DETECTION
+    metric = "NDS"
+    headline = ("NDS", "mAP", "AP/car", "heatmap/mAP")
+    decimals = 3
+    inputs = ("points", "point_count", "image", "T_cam_ego", "intrinsic", "present")
+
+    def __init__(self, config: NuscenesConfig, *, pretrained: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        dim, grid = config.dim, config.grid
+        self.image = DetectionExpert(config.image, pretrained=pretrained) if config.cameras else None
+        maps, painted = 1, 0
+        if self.image is not None:
+            painted = config.paint_dim + len(self.classes)
+            maps += len(self.image.backbone.strides)
+            self.paint = nn.Conv2d(config.image.dim, config.paint_dim, 1)
+            self.lift = nn.Conv2d(painted * len(config.lift_heights), dim, 1)
+            self.for_decoder = nn.Conv2d(config.image.dim, dim, 1)
+        if config.lidar:
+            self.pillars = PillarEncoder(grid, config.pillar_dim, painted)
+            self.bev = BevBackbone(config.pillar_dim, dim, config.bev_depth)
+        sources = int(config.lidar) + int(self.image is not None)
+        self.fuse = nn.Sequential(SeparableConv(dim * sources, dim), SeparableConv(dim, dim, 5))
+        self.heatmap = BevHeatmapHead(grid, dim, len(self.classes))
+        self.content = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
+        self.decoder = QueryDecoder(
+            dim,
+            len(self.classes),
+            Box3dReference,
+            layers=config.decoder_layers,
+            maps=maps,
+            heads=config.heads,
+            points=config.points,
+            dropout=config.dropout,
+        )
+        self.attributes = nn.Linear(dim, len(NUSCENES_ATTRIBUTES))
+
+    def forward(
+        self,
+        batch: Mapping[str, Any],
+        denoising_numbers: Tensor | None = None,
+        image_denoising_boxes: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """batch: `points` [B, P, 5] and `point_count` [B]; `image` uint8 [B, N, 3, H, W] with `T_cam_ego` [B, N, 4, 4],
+        `intrinsic` [B, N, 3, 3] and `present` bool [B, N]. denoising_numbers: [B, M, 10], jittered true boxes, and
+        image_denoising_boxes [B * N, M, 4] (training only)."""
+        out: dict[str, Any] = {}
+        sources, cameras, columns, rig, painted = [], [], (), None, None
+        grid, side = self.config.grid, self.config.grid.side // 2
+        if self.image is not None:
+            images = batch["image"].flatten(0, 1)
+            size = (images.shape[-2], images.shape[-1])
+            rig = Rig(batch["T_cam_ego"], batch["intrinsic"], size, batch["present"])
+            features = self.image.features(self.image.normalise(images))
+            out["image"] = self.image.detect(features, size, image_denoising_boxes)
+            shown = torch.cat([self.paint(features[0]), _evidence(out["image"]["heat_logits"])], dim=1)
+            wide = rig.side_by_side(shown)
+            sources.append(self._lifted(wide, rig, shown.shape[-1], side))
+            cameras = [rig.side_by_side(self.for_decoder(one)) for one in features]
+            columns = tuple(one.shape[-1] for one in features)
+            if self.config.lidar:
+                painted = _sample_wide(wide, rig.locate(batch["points"][..., :3], shown.shape[-1]))
+        if self.config.lidar:
+            sources.append(self.bev(self.pillars(batch["points"], batch["point_count"], painted)))
+        bev = self.fuse(torch.cat(sources, dim=1))
+
+        heat_logits, heat_numbers = self.heatmap(bev)
+        seed_logits, seed_numbers, cells = select_seeds(heat_logits, heat_numbers, self.config.num_queries)
+        content = rows_at(bev.flatten(2).transpose(1, 2), cells)
+        logits, numbers = seed_logits.detach(), seed_numbers.detach()
+        count, extra, blocked = logits.shape[1], 0, None
+        if denoising_numbers is not None:
+            extra = denoising_numbers.shape[1]
+            places = grid.place(denoising_numbers[..., :2])
+            content = torch.cat([content, _sample_wide(bev, places)], dim=1)
+            logits = torch.cat([logits, _sample_wide(heat_logits.detach(), places)], dim=1)
+            numbers = torch.cat([numbers, denoising_numbers.to(numbers.dtype)], dim=1)
+            blocked = blocked_pairs(count, extra, self.config.denoising_groups, bev.device)
+        geometry = Box3dReference(grid, rig, columns)
+        decoded = self.decoder(self.content(content), logits, numbers, [bev, *cameras], geometry, blocked)
+        states = decoded.states[:, :count]
+        out |= {
+            "logits": decoded.logits[:, :, :count],
+            "numbers": decoded.references[:, :, :count],
+            "attributes": self.attributes(states),
+            "seed_logits": seed_logits,
+            "seed_numbers": seed_numbers,
+            "heat_logits": heat_logits,
+            "heat_numbers": heat_numbers,
+            "tokens": states,
+            "token_positions": decoded.references[-1, :, :count, :2],
+        }
+        if extra:
+            out["denoising_logits"] = decoded.logits[:, :, count:]
+            out["denoising_numbers"] = decoded.references[:, :, count:]
+        return out
+
+    def normalisation(self) -> dict[str, Any]:
+        return self.image.normalisation() if self.image is not None else {}
+
+    def set_normalisation(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        if self.image is not None:
+            self.image.set_normalisation(mean, std)
+
+    def make_criterion(self, reduce_count: CountReducer) -> NuscenesCriterion:
+        return NuscenesCriterion(self.config, reduce_count)
+
+    def predict_batch(self, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+        """Per sample, in its ego frame and best first: `boxes` [K, 7] (x, y, z, l, w, h, yaw), `velocity` [K, 2],
+        `scores`, `labels`, `attributes` [K] (-1 for none), and `heatmap/...` likewise for the heatmap head alone."""
+        out = self(batch)
+        sets = [
+            ("", out["logits"][-1], out["numbers"][-1], out["attributes"]),
+            ("heatmap/", out["seed_logits"], out["seed_numbers"], out["attributes"]),
+        ]
+        found: list[dict[str, Tensor]] = [{} for _ in range(len(out["seed_logits"]))]
+        for prefix, logits, numbers, attributes in sets:
+            for sample, *own in zip(found, logits, numbers, attributes):
+                sample |= {prefix + key: value for key, value in self._detections(*own).items()}
+        return found
+
+    def _detections(self, logits: Tensor, numbers: Tensor, attributes: Tensor) -> dict[str, Tensor]:
+        """The best boxes of one sample: logits [Q, 10], numbers [Q, 10], attributes [Q, 8]."""
+        limit = min(self.config.max_detections, logits.numel())
+        scores, index = logits.float().sigmoid().flatten().topk(limit)
+        query, labels = index // logits.shape[-1], index % logits.shape[-1]
+        boxes, velocity = decode_boxes(numbers[query].float())
+        attribute = (attributes[query].float() + attribute_mask(labels)).argmax(dim=-1)
+        has_one = torch.tensor([bool(NUSCENES_ATTRIBUTES_OF[name]) for name in self.classes], device=labels.device)
+        found = {
+            "boxes": boxes,
+            "velocity": velocity,
+            "scores": scores,
+            "labels": labels,
+            "attributes": torch.where(has_one[labels], attribute, -1),
+        }
+        return {key: value.cpu() for key, value in found.items()}
+
+    def make_metrics(self) -> NuscenesScoring:
+        return NuscenesScoring()
+
+    def add_to_metrics(
+        self, metrics: NuscenesScoring, sample_id: str, prediction: Mapping[str, Tensor], truth: Any
+    ) -> None:
+        """truth: a `data.nuscenes_prepared.NuscenesRow`."""
+        for part, prefix in ((metrics.final, ""), (metrics.heatmap, "heatmap/")):
+            predicted = global_boxes(prediction, truth.T_world_ego, prefix)
+            part.add(sample_id, truth.truth(), predicted, truth.T_world_ego[:2, 3], truth.racks)
+
+    def summarise(self, metrics: NuscenesScoring) -> dict[str, float | None]:
+        """The official metrics as fractions; heatmap/... of the heatmap head alone."""
+        scores = dict(metrics.final.compute().metrics)
+        alone = metrics.heatmap.compute().metrics
+        return scores | {f"heatmap/{key}": alone[key] for key in ("mAP", "NDS", "AP/car")}
+
+    def _lifted(self, wide: Tensor, rig: Rig, columns: int, side: int) -> Tensor:
+        """What the cameras show, on the map: at some heights above each cell's middle. Half the map's resolution is
+        what a picture can place, and a quarter of the work."""
+        half = side // 2
+        centres = self.config.grid.centres(half, half, wide.device).reshape(1, -1, 2)
+        found = []
+        for height in self.config.lift_heights:
+            spots = F.pad(centres, (0, 1), value=height).expand(len(wide), -1, -1)
+            found.append(_sample_wide(wide, rig.locate(spots, columns)))
+        lifted = self.lift(torch.cat(found, dim=-1).transpose(1, 2).reshape(len(wide), -1, half, half))
+        return F.interpolate(lifted, size=(side, side), mode="bilinear", align_corners=False)
+
+
+def global_boxes(prediction: Mapping[str, Tensor], T_world_ego: np.ndarray, prefix: str = "") -> Boxes3D:
+    """What `NuscenesExpert.predict_batch` says of a sample, as the metric and submissions have it."""
+    boxes, velocity, labels, attributes, scores = (
+        prediction[prefix + key].numpy() for key in ("boxes", "velocity", "labels", "attributes", "scores")
+    )
+    return to_global(boxes, velocity, labels, attributes, scores, T_world_ego)
+
+
+class NuscenesScoring:
+    """Metrics of the whole expert and, beside them, of its heatmap head alone."""
+
+    def __init__(self) -> None:
+        self.final, self.heatmap = NuscenesMetrics(), NuscenesMetrics()
+
+    def state(self) -> tuple[Any, Any]:
+        """Plain picklable data for `merge` in another process."""
+        return self.final.state(), self.heatmap.state()
+
+    def merge(self, states: list[tuple[Any, Any]]) -> None:
+        """Add what other processes scored."""
+        self.final.merge([state[0] for state in states])
+        self.heatmap.merge([state[1] for state in states])
+
+
+class NuscenesCriterion:
+    """Losses of `NuscenesExpert`. reduce_count turns a local count into its mean over processes."""
+
+    def __init__(self, config: NuscenesConfig, reduce_count: CountReducer) -> None:
+        self.config = config
+        self.reduce_count = lambda n: max(1.0, reduce_count(n))
+        self.matcher = HungarianMatcher(config.cost_class, config.cost_bbox, config.cost_giou, box="3d")
+        self.image = DetectionCriterion(config.image, reduce_count) if config.cameras else None
+
+    def __call__(self, model: NuscenesExpert, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Run the model on a training batch, with denoising queries, and return its losses."""
+        columns = zip(batch["boxes"], batch["velocity"], batch["labels"], batch["attributes"])
+        targets = [
+            {"boxes": b, "numbers": encode_boxes(b, v), "labels": label, "attributes": a} for b, v, label, a in columns
+        ]
+        groups = self.config.denoising_groups
+        noisy = make_denoising(targets, groups, self.config.grid.reach) if groups else None
+        numbers, source = noisy or (None, None)
+        image_boxes, image_source, image_targets = None, None, []
+        if self.image is not None:
+            image_targets = batch["image_targets"]
+            image_boxes, image_source = self.image.denoising(image_targets) or (None, None)
+        outputs = model(batch, numbers, image_boxes)
+        losses = self.losses(outputs, targets, source)
+        if self.image is not None:
+            own = self.image.losses(outputs["image"], image_targets, image_source)
+            losses |= {f"image_{name}": value * self.config.image_weight for name, value in own.items()}
+            losses["loss"] = losses["loss"] + losses.pop("image_loss")
+        return losses
+
+    def losses(self, outputs: dict[str, Any], targets: list[Target], source: Tensor | None = None) -> dict[str, Tensor]:
+        """targets: per sample `boxes` [N, 7], `numbers` [N, 10] (velocity NaN where unknown), `labels`, `attributes`
+        (-1 for none); source: see `make_denoising`."""
+        c = self.config
+        normal = self.reduce_count(sum(len(target["labels"]) for target in targets))
+        if not bool(outputs["logits"].isfinite().all() & outputs["numbers"].isfinite().all()):
+            # Not finite either, so that the engine stops all processes and names the samples.
+            return {"loss": (outputs["logits"].sum() + outputs["numbers"].sum()) * float("nan")}
+        boxes, _ = decode_boxes(outputs["numbers"].detach())
+        with torch.no_grad():
+            matches = self.matcher({"logits": outputs["logits"], "boxes": boxes}, targets)
+        losses: dict[str, Tensor] = {}
+        for layer, matched in enumerate(matches):
+            assigned = _as_assignment(matched, outputs["logits"].shape[2], outputs["logits"].device)
+            terms = self._layer(outputs["logits"][layer], outputs["numbers"][layer], targets, assigned, normal)
+            last = layer == len(matches) - 1
+            losses |= {name if last else f"{name}_{layer}": value for name, value in terms.items()}
+        if source is not None and "denoising_logits" in outputs:
+            for layer, (logits, numbers) in enumerate(zip(outputs["denoising_logits"], outputs["denoising_numbers"])):
+                terms = self._layer(logits, numbers, targets, source, normal * c.denoising_groups)
+                losses |= {f"denoising_{name}_{layer}": v * c.denoising_weight for name, v in terms.items()}
+        losses["attribute"] = self._attributes(outputs["attributes"], targets, matches[-1], normal)
+        dense = bev_heatmap_loss(outputs["heat_logits"], outputs["heat_numbers"], targets, c.grid, box_distance, normal)
+        losses["heatmap"] = dense["heatmap"] * c.heatmap_weight
+        losses["heatmap_bbox"] = dense["heatmap_box"] * c.heatmap_bbox_weight
+        losses["loss"] = torch.stack(list(losses.values())).sum()
+        return losses
+
+    def _layer(
+        self, logits: Tensor, numbers: Tensor, targets: list[Target], assigned: Tensor, normal: float
+    ) -> dict[str, Tensor]:
+        """One layer: logits [B, Q, 10], numbers [B, Q, 10], assigned [B, Q]: a box, -1 background, -2 don't care."""
+        quality, box_sum = torch.zeros_like(logits, dtype=torch.float32), numbers.sum() * 0.0
+        for b, target in enumerate(targets):
+            query = (assigned[b] >= 0).nonzero().flatten()
+            if not len(query):
+                continue
+            true, label = target["numbers"][assigned[b, query]], target["labels"][assigned[b, query]]
+            got = numbers[b, query].float()
+            box_sum = box_sum + box_distance(got, true).sum()
+            with torch.no_grad():
+                apart = (got[:, :2] - true[:, :2]).norm(dim=1)
+                quality[b, query, label] = torch.exp(-apart / QUALITY_METRES).clamp(min=0.05)
+        weight = (assigned > -2).to(torch.float32)[..., None]
+        return {
+            "class": varifocal_loss(logits.float(), quality, weight) / normal * self.config.class_weight,
+            "bbox": box_sum / normal * self.config.bbox_weight,
+        }
+
+    def _attributes(self, logits: Tensor, targets: list[Target], matched: Match, normal: float) -> Tensor:
+        total = logits.sum() * 0.0
+        for b, (query, target) in enumerate(matched):
+            true = targets[b]["attributes"][target]
+            known = true >= 0
+            if bool(known.any()):
+                own = logits[b, query[known]].float() + attribute_mask(targets[b]["labels"][target[known]])
+                total = total + F.cross_entropy(own, true[known], reduction="sum")
+        return total / normal * self.config.attribute_weight
+
+
+def box_distance(got: Tensor, true: Tensor) -> Tensor:
+    """Weighted L1 of ten numbers [M, 10]: [M]. A velocity that is unknown (NaN) teaches nothing."""
+    known = true.isfinite()
+    gap = (got.float() - torch.where(known, true, got.detach().float())).abs()
+    return (gap * got.new_tensor(BOX_WEIGHTS)).sum(dim=-1)
+
+
+def attribute_mask(labels: Tensor) -> Tensor:
+    """[M] classes to [M, 8]: 0 for attributes that the class can have (all, if it has none), minus infinity for
+    others."""
+    allowed = torch.full((len(NUSCENES_DETECTION), len(NUSCENES_ATTRIBUTES)), -torch.inf)
+    for label, name in enumerate(NUSCENES_DETECTION):
+        for attribute in NUSCENES_ATTRIBUTES_OF[name] or NUSCENES_ATTRIBUTES:
+            allowed[label, NUSCENES_ATTRIBUTES.index(attribute)] = 0.0
+    return allowed.to(labels.device)[labels]
+
+
+def make_denoising(
+    targets: list[Target], groups: int, reach: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """Jittered copies of the true boxes: contrastive denoising (DINO) in three dimensions.
+
+    Every group holds a positive copy of each box, moved by up to a metre and a half, and a negative one, moved by two
+    to four, which must say background. Returns numbers [B, 2 * groups * N, 10] and source int64 [B, 2 * groups * N]:
+    the index of the true box, -1 for a negative, -2 for padding; None where no sample has a box.
+    """
+    most = max((len(t["labels"]) for t in targets), default=0)
+    if most == 0:
+        return None
+    device = targets[0]["numbers"].device
+    numbers = torch.zeros(len(targets), 2 * groups, most, 10, device=device)
+    numbers[..., 7] = 1.0
+    source = torch.full((len(targets), 2 * groups, most), -2, device=device, dtype=torch.int64)
+    for b, target in enumerate(targets):
+        true = target["numbers"].float().nan_to_num(0.0)
+        count = len(true)
+        if not count:
+            continue
+        noise = torch.rand(2 * groups, count, 10, device=device, generator=generator) * 2 - 1
+        angle = noise[..., 0] * torch.pi
+        span = noise[..., 1].abs()
+        span = torch.cat([1.5 * span[:groups], 2 + 2 * span[groups:]])
+        copy = true[None].repeat(2 * groups, 1, 1)
+        copy[..., 0] = (copy[..., 0] + span * angle.cos()).clamp(-reach, reach)
+        copy[..., 1] = (copy[..., 1] + span * angle.sin()).clamp(-reach, reach)
+        copy[..., 2] += 0.5 * noise[..., 2]
+        copy[..., 3:6] = (copy[..., 3:6] + 0.3 * noise[..., 3:6]).clamp(*LOG_SIZE)
+        copy[..., 6:8] += 0.5 * noise[..., 6:8]
+        copy[..., 8:] *= 1 + noise[..., 8:]
+        numbers[b, :, :count] = copy
+        source[b, :groups, :count] = torch.arange(count, device=device)
+        source[b, groups:, :count] = -1
+    return numbers.flatten(1, 2), source.flatten(1, 2)
+
+
+def _as_assignment(matched: Match, queries: int, device: torch.device) -> Tensor:
+    """Pairs of one layer to the target of each query, int64 [B, Q], -1 for none."""
+    assigned = torch.full((len(matched), queries), -1, device=device)
+    for b, (query, target) in enumerate(matched):
+        assigned[b, query.to(device)] = target.to(device)
+    return assigned
+
+
+def _evidence(heat_logits: list[Tensor]) -> Tensor:
+    """What the image head's heatmaps say on their finest grid: the best of all maps, [B, C, h, w], as probabilities.
+
+    Detached: the image branch learns from image boxes and from features, not to please the map.
+    """
+    size = heat_logits[0].shape[-2:]
+    maps = [one.detach().sigmoid() for one in heat_logits]
+    grown = [F.interpolate(one, size=size, mode="bilinear", align_corners=False) for one in maps[1:]]
+    return torch.stack([maps[0], *grown]).amax(dim=0)
+
+
+def _sample_wide(feature_map: Tensor, places: Tensor) -> Tensor:
+    """[B, D, H, W] at places [B, P, 2] (0 to 1), zero outside: [B, P, D]."""
+    grid = (places * 2 - 1)[:, :, None].to(feature_map.dtype)
+    return F.grid_sample(feature_map, grid, align_corners=False)[..., 0].transpose(1, 2)
+
+
+@register_expert("nuscenes")
+def build_nuscenes(config: dict[str, Any], *, pretrained: bool) -> NuscenesExpert:
+    """A nuScenes expert from its model config (`NuscenesConfig`)."""
+    return NuscenesExpert(from_dict(NuscenesConfig, config, "model"), pretrained=pretrained)
+
+
+@register_expert("nuscenes_2d")
+def build_nuscenes_2d(config: dict[str, Any], *, pretrained: bool) -> DetectionExpert:
+    """The image-only variant: the image branch of a nuScenes expert with that model config, and nothing else."""
+    return DetectionExpert(from_dict(NuscenesConfig, config, "model").image, pretrained=pretrained)

@@ -1,0 +1,62 @@
+"""What scoring a checkpoint needs to know of its kind of expert: its data, its table, its official output format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from automoe.data import dataset as images
+from automoe.data import nuscenes_dataset as samples
+from automoe.data.nuscenes_prepared import TASK as DETECTION3D
+from automoe.engine.distributed import Distributed
+from automoe.errors import ConfigError
+from automoe.experts.inference import TrainedExpert
+from automoe.metrics.score import format_nuscenes_table, format_table
+from automoe.stages.nuscenes import view_of
+from automoe.stages.predictions import BoxWriter, MaskWriter, PredictionWriter, SubmissionWriter
+
+Metrics = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """task: whose prepared sets it reads. open: an expert's evaluation set from a prepared directory and a limit of
+    samples. unit: what one sample is called, in the plural."""
+
+    task: str
+    open: Callable[[TrainedExpert, Path, int | None], Any]
+    collate: Callable[[list], dict]
+    table: Callable[[Metrics], str]
+    writer: Callable[[Path, TrainedExpert, Distributed], PredictionWriter]
+    unit: str = "images"
+
+
+def kind_of(expert: TrainedExpert) -> Kind:
+    """The kind of a loaded expert. Raises ConfigError for one that has no evaluation set of its own."""
+    if expert.model.kind not in KINDS:
+        raise ConfigError(f"{expert.path} is a {expert.model.kind} expert; there is no data set to score it on.")
+    return KINDS[expert.model.kind]
+
+
+def _open_images(expert: TrainedExpert, path: Path, limit: int | None) -> images.PreparedDataset:
+    return images.PreparedDataset(path, expert.model.kind, expert.transform, limit=limit)
+
+
+def _open_samples(expert: TrainedExpert, path: Path, limit: int | None) -> samples.NuscenesDataset:
+    return samples.NuscenesDataset(path, view_of(expert.payload["preprocess"]), limit=limit)
+
+
+def _image_kind(task: Any) -> Kind:
+    writer = BoxWriter if task == "detection" else MaskWriter
+    return Kind(task, _open_images, images.collate, lambda metrics: format_table(metrics, task), writer)
+
+
+KINDS: dict[str, Kind] = {
+    **{task: _image_kind(task) for task in ("detection", "drivable", "segmentation")},
+    "nuscenes": Kind(
+        DETECTION3D, _open_samples, samples.collate, format_nuscenes_table, SubmissionWriter, unit="samples"
+    ),
+}
+"""By registered name of the expert."""
