@@ -22,6 +22,9 @@ CHECKOUT = project_root()
 BDD_ROOT = CHECKOUT / "datasets" / "bdd100k"
 NUSCENES_ROOT = CHECKOUT / "datasets" / "nuscenes"
 BddRoot = Annotated[Path, Parameter(help="BDD100K; datasets/bdd100k in the checkout if not given", show_default=False)]
+NuscenesRoot = Annotated[
+    Path, Parameter(help="nuScenes; datasets/nuscenes in the checkout if not given", show_default=False)
+]
 OutputRoot = Annotated[Path, Parameter(help="where runs are; the checkout if not given", show_default=False)]
 
 
@@ -230,14 +233,20 @@ def report(
     *,
     run_name: str = "tiny",
     data_root: BddRoot = BDD_ROOT,
+    nuscenes_root: NuscenesRoot = NUSCENES_ROOT,
     output_root: OutputRoot = CHECKOUT,
     out: Path = Path("reports/index.html"),
     samples: int = 6,
 ) -> None:
-    """Write one HTML file about a run: scores beside baselines, curves, best and worst pictures."""
+    """Write one HTML file about a run: scores beside baselines, curves, best and worst pictures.
+
+    Every expert that has a run of that name gets its section. A run's own data counts, where it is still there; the
+    roots are for data that has moved.
+    """
     from automoe.report.html import write_report
 
-    print(f"Report: {write_report(output_root, data_root, out, run_name=run_name, samples=samples)}")
+    written = write_report(output_root, data_root, out, run_name=run_name, samples=samples, nuscenes_root=nuscenes_root)
+    print(f"Report: {written}")
 
 
 def _score(task: Task, gt: Path, pred: Path, json: Path | None) -> None:

@@ -16,12 +16,16 @@ from automoe.experts.heatmap import PRIOR, rows_at
 from automoe.experts.pillars import BevGrid
 from automoe.experts.pyramid import SeparableConv
 from automoe.losses import gaussian_focal_loss
+from automoe.taxonomy import NUSCENES_DETECTION
 
 KERNEL = 0.25
 """A gaussian's deviation in roots of its object's footprint."""
 
 SMALLEST_KERNEL = 0.45
 """Metres: the gaussians of small objects."""
+
+CLOSE_TOGETHER = ("pedestrian", "traffic_cone", "barrier")
+"""Classes whose objects may stand in neighbouring cells."""
 
 AROUND = 1.3
 """Metres from an object's centre within which cells learn its box."""
@@ -54,10 +58,17 @@ class BevHeatmapHead(nn.Module):
 
 
 def select_seeds(logits: Tensor, boxes: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `count` highest peaks over classes: logits [B, K, C], boxes [B, K, 10], cells int64 [B, K], row by row."""
-    best = logits.detach().amax(dim=1)
-    peaks = torch.where(best == F.max_pool2d(best, 3, stride=1, padding=1), best, best - 1e4).flatten(1)
-    _, cells = peaks.topk(min(count, peaks.shape[1]), dim=1)
+    """The `count` cells of the best peaks: logits [B, K, C], boxes [B, K, 10], cells int64 [B, K], row by row.
+
+    A cell counts by its best class; if that is of large objects, it must be a local maximum. Small ones stand closer to
+    each other than the cells of three are wide (as in TransFusion): there all cells compete, and the decoder tells
+    copies apart.
+    """
+    best, label = logits.detach().max(dim=1)
+    large = torch.tensor([name not in CLOSE_TOGETHER for name in NUSCENES_DETECTION], device=logits.device)[label]
+    peak = best == F.max_pool2d(best, 3, stride=1, padding=1)
+    scores = torch.where(peak | ~large, best, best - 1e4).flatten(1)
+    _, cells = scores.topk(min(count, scores.shape[1]), dim=1)
     return rows_at(logits.flatten(2).transpose(1, 2), cells), rows_at(boxes.flatten(1, 2), cells), cells
 
 

@@ -18,6 +18,10 @@ from automoe.experts.expert import Expert, ImageExpert
 from automoe.experts.registry import build_expert, expert_names
 
 
+IMAGE_BRANCH = "image"
+"""The part of a nuScenes expert that is the image-only variant."""
+
+
 @dataclass(frozen=True)
 class TrainedExpert:
     """A model in eval mode, ready for raw pictures. payload: everything the checkpoint says about itself."""
@@ -80,3 +84,18 @@ def load_expert(path: Path | str, device: torch.device | str = "cpu") -> Trained
     height, width = preprocess["size"]
     device = torch.device(device)
     return TrainedExpert(model.to(device).eval(), (height, width), device, path, payload)
+
+
+def load_image_branch(path: Path | str, device: torch.device | str = "cpu") -> TrainedExpert:
+    """The image-only variant `nuscenes_2d` from the `best.pth` of a nuScenes expert: the weights of its image branch,
+    all of them and no others. Raises CheckpointError where the file has none or they don't fit."""
+    whole = load_expert(path, device)
+    branch = IMAGE_BRANCH + "."
+    weights = {key.removeprefix(branch): v for key, v in whole.model.state_dict().items() if key.startswith(branch)}
+    if whole.model.kind != "nuscenes" or not weights:
+        raise CheckpointError(f"{path} has no image branch; give the best.pth of a nuScenes expert that has cameras.")
+    model = build_expert("nuscenes_2d", whole.payload["model_config"], pretrained=False)
+    checkpoint.load_weights(model, weights)
+    preprocess = whole.payload["preprocess"]
+    model.set_normalisation(tuple(preprocess["mean"]), tuple(preprocess["std"]))
+    return TrainedExpert(model.to(whole.device).eval(), whole.size, whole.device, whole.path, whole.payload)

@@ -480,4 +480,6 @@ def build_nuscenes(config: dict[str, Any], *, pretrained: bool) -> NuscenesExper
 @register_expert("nuscenes_2d")
 def build_nuscenes_2d(config: dict[str, Any], *, pretrained: bool) -> DetectionExpert:
     """The image-only variant: the image branch of a nuScenes expert with that model config, and nothing else."""
-    return DetectionExpert(from_dict(NuscenesConfig, config, "model").image, pretrained=pretrained)
+    expert = DetectionExpert(from_dict(NuscenesConfig, config, "model").image, pretrained=pretrained)
+    expert.kind = "nuscenes_2d"
+    return expert

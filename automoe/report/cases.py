@@ -91,7 +91,7 @@ class MaskCase:
         return 100 * (1 - float(np.diag(self.counts).sum()) / max(1, int(self.counts.sum())))
 
 
-Case = TypeVar("Case", BoxCase, MaskCase)
+Case = TypeVar("Case")
 
 
 def look_at(
@@ -141,8 +141,12 @@ def judge_mask(row: PreparedRow, prediction: dict[str, np.ndarray], num_classes:
 
 def best_threshold(cases: Sequence[BoxCase]) -> float:
     """The score threshold with the best F1 over all cases, to two digits: where pictures and counts are fairest."""
-    truth = sum(int((~case.row.ignored).sum()) for case in cases)
     scores, hit = _sorted_outcomes(cases)
+    return best_f1(scores, hit, sum(int((~case.row.ignored).sum()) for case in cases))
+
+
+def best_f1(scores: np.ndarray, hit: np.ndarray, truth: int) -> float:
+    """The threshold, to two digits, with the best F1 for so many true boxes. scores, hit: [K], highest score first."""
     if not len(scores) or not hit.any():
         return 0.3
     right = np.cumsum(hit)

@@ -156,6 +156,14 @@ def stack_rows(pictures: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(padded)
 
 
+def name_picture(image: np.ndarray, name: str) -> np.ndarray:
+    """A picture with its name in the upper left corner."""
+    picture = Image.fromarray(image)
+    font = _font(max(11, round(image.shape[0] / 16)))
+    ImageDraw.Draw(picture).text((6, 4), name, (255, 255, 255), font=font, stroke_width=2, stroke_fill=(0, 0, 0))
+    return np.asarray(picture)
+
+
 def fit_width(image: np.ndarray, width: int) -> np.ndarray:
     """Scales a picture to a width, keeping its aspect ratio."""
     height = max(1, round(image.shape[0] * width / image.shape[1]))

@@ -74,9 +74,12 @@ def draw_above(
     side: int = 600,
     reach: float = FAR,
     picture: np.ndarray | None = None,
+    light: float = 1.0,
+    thickness: int = 1,
 ) -> np.ndarray:
     """The surroundings from above, forward up: points by height, boxes with a line to their front, velocities as
-    arrows of a second. picture: draw onto this one instead of a dark sheet."""
+    arrows of a second. picture: draw onto this one instead of a dark sheet. light: of the points, 0 to 1. thickness: of
+    the boxes' lines, pixels."""
     if picture is None:
         picture = np.full((side, side, 3), _PAPER, np.uint8)
     side = len(picture)
@@ -89,7 +92,8 @@ def draw_above(
         spots = place(points[:, 0], points[:, 1]).astype(int)
         inside = ((spots >= 0) & (spots < side)).all(axis=1)
         height = np.clip((points[inside, 2] + 0.5) / 4, 0, 1)
-        picture[spots[inside, 1], spots[inside, 0]] = (70 + 150 * height[:, None] * [0.7, 0.9, 1.0]).astype(np.uint8)
+        shade = (70 + 150 * height[:, None] * [0.7, 0.9, 1.0]) * light
+        picture[spots[inside, 1], spots[inside, 0]] = shade.astype(np.uint8)
     for radius in range(10, int(reach) + 1, 10):
         cv2.circle(picture, (side // 2, side // 2), int(radius * scale), (52, 52, 52), 1, cv2.LINE_AA)
     corners = box_corners(boxes)[:, :4, :2]
@@ -98,9 +102,9 @@ def draw_above(
         if scores is not None:
             color = _faint(color, float(scores[row]))
         outline = place(corners[row, :, 0], corners[row, :, 1])
-        cv2.polylines(picture, [np.round(outline).astype(np.int32)], True, color, 1, cv2.LINE_AA)
+        cv2.polylines(picture, [np.round(outline).astype(np.int32)], True, color, thickness, cv2.LINE_AA)
         middle, front = outline.mean(axis=0), outline[[0, 3]].mean(axis=0)
-        cv2.line(picture, *_ends(middle, front), color, 1, cv2.LINE_AA)
+        cv2.line(picture, *_ends(middle, front), color, thickness, cv2.LINE_AA)
         if velocity is not None and np.isfinite(velocity[row]).all() and np.hypot(*velocity[row]) > 0.3:
             tip = place(boxes[row, 0] + velocity[row, 0], boxes[row, 1] + velocity[row, 1])
             cv2.arrowedLine(picture, *_ends(middle, tip), color, 1, cv2.LINE_AA, tipLength=0.25)

@@ -13,11 +13,14 @@ from automoe.engine import checkpoint
 from automoe.engine.manifest import read_manifest
 from automoe.engine.runlog import duration, read_metrics
 from automoe.errors import CheckpointError, DataError
-from automoe.stages.bdd100k import component_of
 
 Curve = list[tuple[float, float]]
 
 TRAIN_LOSS = "train/loss"
+
+
+class NoRunError(CheckpointError):
+    """There is no run of that name: nothing is broken, it just wasn't trained."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class TaskRun:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """The metrics of best.pth, over the whole validation set, in percent."""
+        """The metrics of best.pth, over the whole validation set, in the task's official unit."""
         return self.payload["metrics"]
 
     @property
@@ -58,14 +61,14 @@ class TaskRun:
         return [(step, value) for step, value in points if value is not None]
 
 
-def load_run(output_root: Path, task: str, run_name: str) -> TaskRun:
-    """The run of a task under `output_root`. Raises CheckpointError where there is none, or where it is damaged."""
-    component = component_of(task)
+def load_run(output_root: Path, task: str, component: str, run_name: str) -> TaskRun:
+    """The run of a task under `output_root`; component: its folder's name there. Raises NoRunError where there is none,
+    and CheckpointError or DataError where it is damaged."""
     run_dir = output_root / "models" / "checkpoints" / component / run_name
     if not (run_dir / "best.pth").is_file():
         have = sorted(p.parent.name for p in run_dir.parent.glob("*/best.pth"))
         others = f"; there are runs named {', '.join(have)}" if have else ""
-        raise CheckpointError(f"No {task} run at {run_dir}{others}.")
+        raise NoRunError(f"No {task} run at {run_dir}{others}.")
     payload = {key: value for key, value in checkpoint.load(run_dir / "best.pth").items() if key != "model"}
     if payload.get("expert") != task or "metrics" not in payload:
         raise CheckpointError(f"{run_dir / 'best.pth'} is not the checkpoint of a {task} expert's run.")
@@ -107,16 +110,16 @@ def facts(run: TaskRun) -> list[tuple[str, str]]:
     manifest, payload = run.manifest, run.payload
     result: Mapping[str, Any] = manifest.get("result") or {}
     progress = payload.get("progress", {})
-    height, width = payload["preprocess"]["size"]
+    unit = "samples" if "cameras" in payload["preprocess"] else "images"
     found: list[tuple[str, str | None]] = [
         ("state", _state(manifest)),
         ("best weights", f"step {progress['step']} of {progress['total_steps']}" if progress else None),
         ("training time", duration(result["seconds"]) if "seconds" in result else None),
         ("evaluation time", duration(result["evaluation_seconds"]) if "evaluation_seconds" in result else None),
-        ("speed", f"{result['images_per_second']:.1f} images/s" if "images_per_second" in result else None),
+        ("speed", f"{result['images_per_second']:.1f} {unit}/s" if "images_per_second" in result else None),
         ("waiting for data", f"{result['data_wait']:.0%} of training time" if "data_wait" in result else None),
         ("device", _device(manifest)),
-        ("input", f"{width}x{height}"),
+        ("input", _input(payload["preprocess"])),
         ("global batch", _text(manifest.get("global_batch_size"))),
         ("seed", _text(payload.get("seed"))),
         ("commit", _commit(payload)),
@@ -125,6 +128,19 @@ def facts(run: TaskRun) -> list[tuple[str, str]]:
         ("checkpoint", str(run.checkpoint)),
     ]
     return [(name, value) for name, value in found if value]
+
+
+def _input(preprocess: Mapping[str, Any]) -> str:
+    """What the network is given: a picture's size, or which sensors."""
+    height, width = preprocess["size"]
+    size = f"{width}x{height}"
+    if "cameras" not in preprocess:
+        return size
+    cameras, sweeps = len(preprocess["cameras"]), preprocess["sweeps"]
+    parts = [f"{cameras} camera{'s' if cameras > 1 else ''} at {size}"] if cameras else []
+    if preprocess["lidar"]:
+        parts.append(f"LiDAR with {sweeps} sweep{'' if sweeps == 1 else 's'} before the key frame's")
+    return ", ".join(parts)
 
 
 def _state(manifest: Mapping[str, Any]) -> str | None:

@@ -1,7 +1,8 @@
-"""What a number must be compared with: the same model untrained, and predictors that never look at the picture.
+"""What a number must be compared with: the same model untrained, and predictors that never look.
 
-All are scored by the official metrics on the images that the expert itself was scored on. The result is kept as
-`baselines.json` in the run's folder and used again as long as data and model are the same.
+All are scored by the official metrics on the samples that the expert itself was scored on. The result is kept as
+`baselines.json` in the run's folder and used again as long as data and model are the same. Blind 3D boxes are in
+`baselines_nuscenes`, what is said blindly of single images is here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from automoe.data.dataset import PreparedDataset, PreparedRow, collate
+from automoe.data.dataset import PreparedDataset, PreparedRow
 from automoe.data.prepared import PreparedInfo, ensure_prepared
 from automoe.data.transforms import EvalTransform
 from automoe.engine import checkpoint as checkpoints
@@ -24,10 +25,13 @@ from automoe.engine.loader import evaluation_loader
 from automoe.errors import CheckpointError, DataError
 from automoe.experts.evaluation import evaluate_expert
 from automoe.experts.expert import ImageExpert
-from automoe.experts.registry import build_expert, expert_names
+from automoe.experts.inference import TrainedExpert
+from automoe.experts.registry import build_expert
 from automoe.files import write_text
 from automoe.geometry import pairwise_iou
 from automoe.metrics.segmentation import SegmentationMetrics
+from automoe.stages.baselines_nuscenes import score_typical_places
+from automoe.stages.kinds import KINDS, Kind
 from automoe.taxonomy import DRIVABLE, DRIVABLE_OFFICIAL, IGNORE_INDEX
 
 Scores = dict[str, float | None]
@@ -52,12 +56,12 @@ ABOUT = {
     "never background": "every pixel is called the more frequent of the two drivable classes there; the official "
     "metric does not look at pixels that are background",
 }
-"""One phrase for each baseline's name."""
+"""One phrase for each baseline's name; `baselines_nuscenes` has its own for the trivial one."""
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """scores: metrics in percent by baseline (`ABOUT` says what each is), on `images` validation images; the untrained
+    """scores: official metrics by baseline (`ABOUT` says what each is), on `images` validation samples; the untrained
     model's are of `untrained_images` of them, spread evenly."""
 
     scores: dict[str, Scores]
@@ -79,7 +83,7 @@ def find_sets(payload: Mapping[str, Any], data_root: Path, prepared_dir: Path | 
 
     Raises DataError where there are none.
     """
-    kind, wanted = payload["expert"], dict(payload["dataset_fingerprint"])
+    task, wanted = KINDS[payload["expert"]].task, dict(payload["dataset_fingerprint"])
     recorded = Path(payload["data_root"]).parent
     try:
         train, val = (PreparedInfo.load(recorded / split) for split in ("train", "val"))
@@ -87,7 +91,7 @@ def find_sets(payload: Mapping[str, Any], data_root: Path, prepared_dir: Path | 
             return Sets(train, val, changed=False)
     except DataError:
         pass  # moved, or trained elsewhere: the data root given counts
-    train, val = (ensure_prepared(data_root, kind, split, prepared_dir) for split in ("train", "val"))
+    train, val = (ensure_prepared(data_root, task, split, prepared_dir) for split in ("train", "val"))
     return Sets(train, val, changed={"train": train.fingerprint, "val": val.fingerprint} != wanted)
 
 
@@ -105,15 +109,16 @@ def baselines(
 ) -> Baselines:
     """The metrics of every baseline of an expert.
 
-    limit: score so many validation images only, spread evenly, as the run itself did under `--limit`.
+    limit: score so many validation samples only, spread evenly, as the run itself did under `--limit`.
     untrained_limit: so many for the untrained model, whose forward passes take nearly all of the time.
     Reads and writes `baselines.json` beside the checkpoint. Raises CheckpointError (the pretrained backbone can't be
     had, say) and DataError.
     """
     checkpoint = Path(checkpoint)
     payload = checkpoints.load(checkpoint)
-    if payload.get("expert") not in expert_names():
+    if payload.get("expert") not in KINDS:
         raise CheckpointError(f"{checkpoint} is not an expert's checkpoint; give the best.pth of an expert's run.")
+    kind, name, preprocess = KINDS[payload["expert"]], payload["expert"], payload["preprocess"]
     sets = find_sets(payload, data_root, prepared_dir)
     key = {
         "version": VERSION,
@@ -121,24 +126,21 @@ def baselines(
         "val": sets.val.fingerprint,
         "limit": limit,
         "model_config": payload["model_config"],
-        "size": payload["preprocess"]["size"],
+        "size": preprocess["size"],
     }
+    if "sweeps" in preprocess:
+        key["sweeps"] = preprocess["sweeps"]
     images = min(limit or sets.val.count, sets.val.count)
     untrained_images = min(untrained_limit or images, images)
     kept = _read(checkpoint.parent / FILE, key)
     if kept is not None and kept.untrained_images >= untrained_images:
         return kept
-    kind, size = payload["expert"], tuple(payload["preprocess"]["size"])
-    say(f"Baselines of {kind}: the untrained model on {untrained_images}, blind predictors on {images} images")
+    say(f"Baselines of {name}: the untrained model on {untrained_images}, blind predictors on {images} {kind.unit}")
     with setup(device) as dist:
-        model = untrained_model(payload).to(dist.device)
-        some = PreparedDataset(sets.val.path, kind, EvalTransform(size), limit=untrained_images)
-        found = {"untrained": score_untrained(model, some, dist, batch_size, num_workers)}
-    val_set = PreparedDataset(sets.val.path, kind, EvalTransform(size), limit=images)
-    if kind == "detection":
-        found["trivial"] = score_typical_boxes(model, sets.train, val_set)
-    else:
-        found |= score_constant_masks(model, sets.train, val_set)
+        expert = untrained_expert(payload, checkpoint, dist.device)
+        some = kind.open(expert, sets.val.path, untrained_images)
+        found = {"untrained": score_untrained(expert, kind, some, dist, batch_size, num_workers)}
+    found |= BLIND[name](expert.model, sets.train, kind.open(expert, sets.val.path, images))
     result = Baselines(found, images, untrained_images)
     write_text(checkpoint.parent / FILE, json.dumps({"key": key, **asdict(result)}, indent=1) + "\n")
     return result
@@ -158,25 +160,27 @@ def _read(path: Path, key: dict[str, Any]) -> Baselines | None:
 # --- the untrained model ------------------------------------------------------------------------------------
 
 
-def untrained_model(payload: Mapping[str, Any]) -> ImageExpert:
-    """The checkpoint's model with an ImageNet backbone and random heads, from the run's own seed."""
+def untrained_expert(payload: Mapping[str, Any], path: Path, device: torch.device | str = "cpu") -> TrainedExpert:
+    """The checkpoint's expert with an ImageNet backbone and random heads, from the run's own seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(payload.get("seed") or 0))
-        return build_expert(payload["expert"], payload["model_config"], pretrained=True)
+        model = build_expert(payload["expert"], payload["model_config"], pretrained=True)
+    height, width = payload["preprocess"]["size"]
+    return TrainedExpert(model.to(device).eval(), (height, width), torch.device(device), path, dict(payload))
 
 
 def score_untrained(
-    model: ImageExpert, val_set: PreparedDataset, dist: Distributed, batch_size: int, num_workers: int
+    expert: TrainedExpert, kind: Kind, val_set: Any, dist: Distributed, batch_size: int, num_workers: int
 ) -> Scores:
     """The official metrics of a model as it is."""
-    loader = evaluation_loader(val_set, collate, batch_size, dist, num_workers=num_workers)
-    return evaluate_expert(model.eval(), val_set, loader, dist)
+    loader = evaluation_loader(val_set, kind.collate, batch_size, dist, num_workers=num_workers)
+    return evaluate_expert(expert.model, val_set, loader, dist)
 
 
 # --- detection: the same boxes for every picture ------------------------------------------------------------
 
 
-def score_typical_boxes(model: ImageExpert, train: PreparedInfo, val_set: PreparedDataset) -> Scores:
+def score_typical_boxes(model: ImageExpert, train: PreparedInfo, val_set: PreparedDataset) -> dict[str, Scores]:
     """The metrics of `typical_boxes`, said of every picture."""
     boxes, scores, labels = typical_boxes(train, len(model.classes))
     metrics = model.make_metrics()
@@ -187,7 +191,8 @@ def score_typical_boxes(model: ImageExpert, train: PreparedInfo, val_set: Prepar
         raw = boxes * np.array([row.width, row.height, row.width, row.height])
         said = {"boxes": torch.from_numpy(raw), "scores": torch.from_numpy(scores), "labels": torch.from_numpy(labels)}
         model.add_to_metrics(metrics, row.name, said | none, row)
-    return {key: value for key, value in model.summarise(metrics).items() if not key.startswith("heatmap/")}
+    scores = {key: value for key, value in model.summarise(metrics).items() if not key.startswith("heatmap/")}
+    return {"trivial": scores}
 
 
 def typical_boxes(train: PreparedInfo, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -311,3 +316,13 @@ def _at_size(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     rows = (np.arange(height) * 2 + 1) * mask.shape[0] // (2 * height)
     columns = (np.arange(width) * 2 + 1) * mask.shape[1] // (2 * width)
     return mask.take(rows, axis=0).take(columns, axis=1)
+
+
+BLIND: dict[str, Callable[[Any, PreparedInfo, Any], dict[str, Scores]]] = {
+    "detection": score_typical_boxes,
+    "drivable": score_constant_masks,
+    "segmentation": score_constant_masks,
+    "nuscenes": score_typical_places,
+}
+"""The blind predictors of each kind of expert: from its model, training set and open validation set to scores by name.
+"""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from bdd100k_tree import edit_labels, write_bdd100k_tree
 from trained_experts import Trained, trained  # noqa: F401
+from trained_nuscenes import TrainedNuscenes, trained_nuscenes  # noqa: F401
 
 from automoe.data.dataset import PreparedDataset
 from automoe.data.prepared import ensure_prepared
@@ -24,8 +25,10 @@ from automoe.stages.baselines import (
     most_frequent,
     score_typical_boxes,
     typical_boxes,
-    untrained_model,
+    untrained_expert,
 )
+from automoe.stages.baselines_nuscenes import typical_places
+from automoe.taxonomy import NUSCENES_ATTRIBUTES
 
 
 def test_drivable_baselines_and_what_they_show(trained: Trained) -> None:  # noqa: F811
@@ -62,6 +65,40 @@ def test_baselines_are_kept_until_the_data_changes(trained: Trained, tmp_path: P
     assert run(untrained_limit=2).scores == first.scores
 
 
+def test_nuscenes_baselines_are_official_and_kept(trained_nuscenes: TrainedNuscenes, tmp_path: Path) -> None:  # noqa: F811
+    best = tmp_path / "best.pth"
+    best.write_bytes(trained_nuscenes.checkpoint.read_bytes())
+
+    def run(**options: int) -> Baselines:
+        return baselines(best, trained_nuscenes.data, device="cpu", num_workers=0, **options)  # type: ignore[arg-type]
+
+    found = run(untrained_limit=1)
+    assert (found.images, found.untrained_images) == (2, 1)
+    assert set(found.scores) == {"untrained", "trivial"}
+    assert found.scores["untrained"].keys() >= found.scores["trivial"].keys() >= {"NDS", "mAP", "AP/car"}
+    # All scenes are alike: what is said of every sample is right in some.
+    assert 0.1 < found.scores["trivial"]["AP/car"] < 1  # type: ignore[operator]
+    assert found.scores["trivial"]["AP/bus"] == 0
+    kept = json.loads(best.with_name("baselines.json").read_text())
+    assert kept["key"]["sweeps"] == 2
+    kept["scores"]["trivial"]["mAP"] = -1.0
+    best.with_name("baselines.json").write_text(json.dumps(kept))
+    assert run(untrained_limit=1).scores["trivial"]["mAP"] == -1.0
+
+
+def test_typical_places_are_where_boxes_were(trained_nuscenes: TrainedNuscenes) -> None:  # noqa: F811
+    train = ensure_prepared(trained_nuscenes.data, "detection3d", "train")
+    boxes, velocity, scores, labels, attributes = typical_places(train)
+    order = np.argsort(boxes[:, 0])
+    # Two scenes with a car each, 3 m to the left, that was 20 m ahead, then 18; who holds no point is not counted.
+    assert boxes[order][:, :6] == pytest.approx(np.array([[18, 3, 1, 4.5, 1.9, 1.6], [20, 3, 1, 4.5, 1.9, 1.6]]))
+    assert np.cos(boxes[:, 6]) == pytest.approx(1)
+    assert velocity == pytest.approx(np.array([[4.0, 0.0], [4.0, 0.0]]))
+    assert scores.tolist() == [0.5, 0.5]
+    assert labels.tolist() == [0, 0]
+    assert [NUSCENES_ATTRIBUTES[one] for one in attributes] == ["vehicle.moving", "vehicle.moving"]
+
+
 def test_sets_are_found_where_the_checkpoint_says(trained: Trained, tmp_path: Path) -> None:  # noqa: F811
     payload = checkpoint.load(trained.checkpoint("detection"))
     assert not find_sets(payload, tmp_path / "nowhere").changed
@@ -88,7 +125,8 @@ def test_typical_boxes_are_right_where_every_picture_is_alike(tmp_path: Path) ->
     assert scores.tolist() == [1.0, 1.0]
     assert labels.tolist() == [2, 2]
     model = build_expert("detection", {"dim": 16, "norm": "batch", "num_queries": 5}, pretrained=False)
-    metrics = score_typical_boxes(model, train, PreparedDataset(val.path, "detection", EvalTransform((64, 96))))
+    val_set = PreparedDataset(val.path, "detection", EvalTransform((64, 96)))
+    metrics = score_typical_boxes(model, train, val_set)["trivial"]
     assert metrics["AP"] == pytest.approx(100)
     assert metrics["AP50/car"] == pytest.approx(100)
     assert not [key for key in metrics if key.startswith("heatmap/")]
@@ -116,8 +154,8 @@ def test_the_untrained_model_is_the_same_each_time_and_leaves_randomness_alone(t
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    one = untrained_model(payload).state_dict()
+    one = untrained_expert(payload, trained.checkpoint("drivable")).model.state_dict()
     assert torch.equal(torch.rand(3), expected)
-    other = untrained_model(payload).state_dict()
+    other = untrained_expert(payload, trained.checkpoint("drivable")).model.state_dict()
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert any(not torch.equal(one[key], payload["model"][key]) for key in one)

@@ -110,7 +110,7 @@ def test_detections_do_not_go_where_a_folder_is(trained: Trained, tmp_path: Path
 
 
 def test_the_table_shows_the_heatmap_head_apart() -> None:
-    text = table({"AP": 10.0, "AP50": 20.0, "AP/car": 5.0, "AP50/car": 7.0, "heatmap/AP": 3.0}, "detection")
+    text = table({"AP": 10.0, "AP50": 20.0, "AP/car": 5.0, "AP50/car": 7.0, "heatmap/AP": 3.0}, KINDS["detection"])
     classes = [line.split()[0] for line in text.splitlines() if line[:1].isalpha()]
     assert classes[:2] == ["car", "mean"]
     assert "heatmap head alone, without the decoder: AP 3.00" in text
