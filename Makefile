@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 DEMO_DATA ?= datasets/embedded/bdd100k
 DEMO_TRAIN ?= 800
 DEMO_VAL ?= 500
+DEMO_NUSCENES ?= datasets/embedded/nuscenes
+DEMO_SCENES ?= 16
+DEMO_VAL_SCENES ?= 8
 DEMO_OUTPUT ?= .
 DEMO_REPORT ?= reports/demo/index.html
 
@@ -16,8 +19,9 @@ DEMO_REPORT ?= reports/demo/index.html
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-demo: system env  ## from nothing to three trained experts and a report, in minutes, without data or GPU
-	@bash scripts/demo.sh "$(BIN)" "$(DEMO_DATA)" "$(DEMO_TRAIN)" "$(DEMO_VAL)" "$(DEMO_OUTPUT)" "$(DEMO_REPORT)"
+demo: system env  ## from nothing to four trained experts and a report, in minutes, without data or GPU
+	@bash scripts/demo.sh "$(BIN)" "$(DEMO_DATA)" "$(DEMO_TRAIN)" "$(DEMO_VAL)" "$(DEMO_NUSCENES)" "$(DEMO_SCENES)" \
+	  "$(DEMO_VAL_SCENES)" "$(DEMO_OUTPUT)" "$(DEMO_REPORT)"
 
 test: system dev  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -58,4 +62,4 @@ devkit: dev  ## the official nuScenes devkit, for the test that scores side by s
 	@$(BIN)/uv pip install --python $(BIN)/python --no-deps nuscenes-devkit==1.2.0  # it asks for an older numpy
 
 clean-demo:  ## remove what the demo made
-	rm -rf datasets/embedded models/checkpoints/bdd100k_*_expert/tiny models/runs/bdd100k_*_expert/tiny reports/demo
+	rm -rf datasets/embedded models/checkpoints/*_expert/tiny models/runs/*_expert/tiny reports/demo

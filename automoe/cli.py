@@ -80,8 +80,8 @@ def export_nuscenes_command(
     *,
     out: Path,
     scenes: int = 16,
-    val_scenes: int = 6,
-    seconds: float = 20.0,
+    val_scenes: int = 8,
+    seconds: float = 10.0,
     seed: int = 0,
     size: Annotated[tuple[int, int], Parameter(help="width and height; 1600 900 is the official size")] = (400, 225),
     workers: int | None = None,
@@ -182,7 +182,7 @@ def doctor_nuscenes_command(
 def evaluate(
     *,
     checkpoint: Path,
-    data_root: BddRoot = BDD_ROOT,
+    data_root: Path | None = None,
     split: Literal["train", "val"] = "val",
     device: str = "auto",
     batch_size: int = 8,
@@ -194,7 +194,8 @@ def evaluate(
 ) -> None:
     """Score a checkpoint on a data set, raw or prepared. Runs under torchrun too, with the same numbers.
 
-    json: write the metrics there. predictions: write them in the official format, for `automoe score`.
+    data_root: datasets/bdd100k or datasets/nuscenes if not given, as the checkpoint needs. json: write the metrics
+    there. predictions: write them in the official format, for `automoe score`.
     """
     from automoe.stages.evaluate import evaluate_checkpoint
 

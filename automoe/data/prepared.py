@@ -174,8 +174,12 @@ def ensure_prepared(
             return _as_it_is(data_root / task / split, options)
     if not _of(out, task, split):
         raise DataError(missing)
+    try:
+        info = _as_it_is(out, options)
+    except DataError as error:
+        raise DataError(f"{missing}; {error}") from error
     say(f"{missing}; the set prepared earlier at {out} is used as it is")
-    return _as_it_is(out, options)
+    return info
 
 
 def prepare(

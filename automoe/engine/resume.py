@@ -16,6 +16,9 @@ from automoe.errors import CheckpointError, ConfigError
 from automoe.files import write_bytes
 
 LAST, BEST = "last.pth", "best.pth"
+COMPANIONS = ("submission.json",)
+"""What stages write beside best.pth (`fit`'s on_best): it goes where that file goes."""
+
 TRAINING_KIND, MODEL_KIND = "automoe-training", "automoe-model"
 
 # May differ between the two commands without changing what is learned, or are checked in another way.
@@ -68,7 +71,7 @@ def find_or_clear(config: EngineConfig, run_dir: Path, log_dir: Path, say: Calla
 
 def _bring_along(source: Path, run_dir: Path) -> None:
     """Copy the best weights and the evaluations so far of the run that is gone on with in another folder."""
-    for name in (BEST, METRICS):
+    for name in (BEST, METRICS, *COMPANIONS):
         if (source / name).is_file():
             write_bytes(run_dir / name, (source / name).read_bytes())
 
@@ -125,7 +128,10 @@ def say_differences(
 
 def _move_aside(run_dir: Path, log_dir: Path, say: Callable[[str], None]) -> None:
     """Move an earlier run's files into the first free old-N folder, so that a fresh start destroys nothing."""
-    for folder, names in ((run_dir, (LAST, BEST, METRICS, MANIFEST)), (log_dir, ("events.out.tfevents.*",))):
+    for folder, names in (
+        (run_dir, (LAST, BEST, METRICS, MANIFEST, *COMPANIONS)),
+        (log_dir, ("events.out.tfevents.*",)),
+    ):
         found = [path for name in names for path in sorted(folder.glob(name))]
         if not found:
             continue

@@ -17,7 +17,6 @@ from automoe.errors import CheckpointError
 from automoe.experts.expert import Expert, ImageExpert
 from automoe.experts.registry import build_expert, expert_names
 
-
 IMAGE_BRANCH = "image"
 """The part of a nuScenes expert that is the image-only variant."""
 

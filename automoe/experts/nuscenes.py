@@ -10,7 +10,7 @@ image-only variant (`nuscenes_2d`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,11 @@ class NuscenesConfig:
         if strange := [name for name in self.cameras if name not in NUSCENES_CAMERAS]:
             raise ConfigError(f"model.cameras has {strange[0]!r}; nuScenes has {', '.join(NUSCENES_CAMERAS)}.")
         object.__setattr__(self, "image", replace(self.image, classes=NUSCENES_DETECTION))
+        if self.num_queries < 1:
+            raise ConfigError(f"model.num_queries is {self.num_queries}; give a number of at least 1.")
+        for name in (one.name for one in fields(self) if one.name.endswith("_weight")):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}; give a number of at least 0.")
         if not 1 <= self.max_detections <= 500:
             raise ConfigError(f"model.max_detections is {self.max_detections}; nuScenes allows 1 to 500 a sample.")
 
@@ -306,7 +311,7 @@ class NuscenesCriterion:
 
     def __init__(self, config: NuscenesConfig, reduce_count: CountReducer) -> None:
         self.config = config
-        self.reduce_count = lambda n: max(1.0, reduce_count(n))
+        self.reduce_count = reduce_count
         self.matcher = HungarianMatcher(config.cost_class, config.cost_bbox, config.cost_giou, box="3d")
         self.image = DetectionCriterion(config.image, reduce_count) if config.cameras else None
 

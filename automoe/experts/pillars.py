@@ -65,9 +65,8 @@ class PillarEncoder(nn.Module):
     def __init__(self, grid: BevGrid, width: int, extra: int = 0) -> None:
         super().__init__()
         self.grid, self.width = grid, width
-        self.points = nn.Sequential(
-            nn.Linear(POINT_FEATURES + extra, width), nn.LayerNorm(width), nn.ReLU(inplace=True)
-        )
+        # No norm over a point's features: it would take away how high and how bright a point is.
+        self.points = nn.Sequential(nn.Linear(POINT_FEATURES + extra, width), nn.ReLU(inplace=True))
 
     def forward(self, points: Tensor, count: Tensor, extra: Tensor | None = None) -> Tensor:
         """points: [B, P, 5] x, y, z, intensity (0 to 255), lag (seconds), in the ego frame; count: int64 [B], how many

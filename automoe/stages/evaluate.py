@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from automoe.config import project_root
 from automoe.data.prepared import PreparedInfo, ensure_prepared, progress_bar
 from automoe.engine.distributed import Distributed, setup
 from automoe.engine.loader import evaluation_loader
@@ -21,7 +22,7 @@ from automoe.stages.predictions import PredictionWriter
 
 def evaluate_checkpoint(
     checkpoint: Path,
-    data_root: Path,
+    data_root: Path | None,
     *,
     split: str = "val",
     device: str = "auto",
@@ -37,6 +38,7 @@ def evaluate_checkpoint(
     Under torchrun the samples are shared out among the processes and each is scored exactly once.
 
     Args:
+        data_root: where the checkpoint's kind of expert has its data by default, if not given.
         limit: only so many samples, spread evenly over the split.
         json_out: receives {"metrics": {...}}.
         predictions_out: receives the predictions as the official tools take them, all or nothing: a det_20 JSON for
@@ -63,7 +65,7 @@ def evaluate_checkpoint(
 def evaluate_in(
     dist: Distributed,
     checkpoint: Path,
-    data_root: Path,
+    data_root: Path | None,
     *,
     split: str = "val",
     batch_size: int = 8,
@@ -76,11 +78,12 @@ def evaluate_in(
     """`evaluate_checkpoint` for processes that have found each other already; several checkpoints in turn are fine."""
     expert = load_expert(checkpoint, dist.device)
     kind = kind_of(expert)
-    info = dist.from_main(lambda: _prepare(data_root, kind.task, split, prepared_dir))
+    root = data_root or project_root() / kind.default_root
+    info = dist.from_main(lambda: _prepare(root, kind.task, split, prepared_dir))
     dataset = kind.open(expert, info.path, limit)
     part = f"{len(dataset)} of " if len(dataset) < info.count else ""
     dist.say(
-        f"Evaluating {checkpoint} ({expert.model.kind}) on {part}{info.count} {kind.unit} ({info.split}) of {data_root}"
+        f"Evaluating {checkpoint} ({expert.model.kind}) on {part}{info.count} {kind.unit} ({info.split}) of {root}"
     )
     started = time.perf_counter()
     writer = kind.writer(predictions_out, expert, dist) if predictions_out else None

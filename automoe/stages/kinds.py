@@ -14,7 +14,7 @@ from automoe.engine.distributed import Distributed
 from automoe.errors import ConfigError
 from automoe.experts.inference import TrainedExpert
 from automoe.metrics.score import format_nuscenes_table, format_table
-from automoe.stages.nuscenes import view_of
+from automoe.stages import bdd100k, nuscenes
 from automoe.stages.predictions import BoxWriter, MaskWriter, PredictionWriter, SubmissionWriter
 
 Metrics = Mapping[str, float | None]
@@ -22,10 +22,11 @@ Metrics = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class Kind:
-    """task: whose prepared sets it reads. open: an expert's evaluation set from a prepared directory and a limit of
-    samples. unit: what one sample is called, in the plural."""
+    """task: whose prepared sets it reads. default_root: where its data is looked for in the checkout. open: an expert's
+    evaluation set from a prepared directory and a limit of samples. unit: what one sample is called, in the plural."""
 
     task: str
+    default_root: str
     open: Callable[[TrainedExpert, Path, int | None], Any]
     collate: Callable[[list], dict]
     table: Callable[[Metrics], str]
@@ -45,18 +46,26 @@ def _open_images(expert: TrainedExpert, path: Path, limit: int | None) -> images
 
 
 def _open_samples(expert: TrainedExpert, path: Path, limit: int | None) -> samples.NuscenesDataset:
-    return samples.NuscenesDataset(path, view_of(expert.payload["preprocess"]), limit=limit)
+    return samples.NuscenesDataset(path, nuscenes.view_of(expert.payload["preprocess"]), limit=limit)
 
 
 def _image_kind(task: Any) -> Kind:
     writer = BoxWriter if task == "detection" else MaskWriter
-    return Kind(task, _open_images, images.collate, lambda metrics: format_table(metrics, task), writer)
+    return Kind(
+        task, bdd100k.DEFAULT_ROOT, _open_images, images.collate, lambda metrics: format_table(metrics, task), writer
+    )
 
 
 KINDS: dict[str, Kind] = {
     **{task: _image_kind(task) for task in ("detection", "drivable", "segmentation")},
     "nuscenes": Kind(
-        DETECTION3D, _open_samples, samples.collate, format_nuscenes_table, SubmissionWriter, unit="samples"
+        DETECTION3D,
+        nuscenes.DEFAULT_ROOT,
+        _open_samples,
+        samples.collate,
+        format_nuscenes_table,
+        SubmissionWriter,
+        unit="samples",
     ),
 }
 """By registered name of the expert."""

@@ -15,6 +15,7 @@ from automoe.engine import checkpoint
 from automoe.errors import DataError
 from automoe.metrics.score import score_bdd100k
 from automoe.stages.evaluate import evaluate_checkpoint, table
+from automoe.stages.kinds import KINDS
 
 TRUTH = {
     "detection": "labels/det_20/det_val.json",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -68,23 +67,6 @@ def start(words: list[str]) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-@pytest.fixture
-def run_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], one_thread: None) -> RunHere:
-    """The entry point in this process (importing PyTorch again would take most of the time): exit code and output."""
-
-    def run(words: list[str]) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", words)
-        code = 0
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.mark.parametrize("task", ["detection", "drivable", "segmentation"])
