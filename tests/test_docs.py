@@ -16,10 +16,12 @@ import cyclopts
 import pytest
 
 from automoe import cli
+from automoe.data.nuscenes_dataset import BevAugmentConfig
 from automoe.data.transforms import AugmentConfig
 from automoe.engine.config import EngineConfig
 from automoe.experts.dense import DenseConfig
 from automoe.experts.detection import DetectionConfig
+from automoe.experts.nuscenes import NuscenesConfig
 from automoe.stages import entry
 from automoe.stages.image_stage import ImageStageConfig
 
@@ -162,12 +164,19 @@ def test_a_wrong_command_would_be_noticed() -> None:
 
 
 def test_every_variable_of_the_script_is_described_and_no_other() -> None:
-    table = (ROOT / "docs/training.md").read_text().split("## What a run leaves")[0]
+    table = (ROOT / "docs/training.md").read_text().split("## The nuScenes expert")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     names = {name for cell in cells for name in _IN_CODE.findall(cell)}
     script = "training/train_bdd100k_experts_ddp.sh"
     assert names - {"PYTHON"} == shell_variables(script) - {"PYTHON"}
     assert "PYTHON=${PYTHON:-" in (ROOT / script).read_text()
+
+
+def test_every_variable_of_the_nuscenes_script_is_described_and_no_other() -> None:
+    section = (ROOT / "docs/training.md").read_text().split("## The nuScenes expert")[1].split("\n## ")[0]
+    words = section.split("```")[2]
+    names = {name for name in _IN_CODE.findall(words) if re.fullmatch("[A-Z_]+", name)}
+    assert names == shell_variables("training/train_nuscenes_expert_ddp.sh") | {"PYTHON"}
 
 
 @pytest.mark.parametrize(
@@ -178,6 +187,8 @@ def test_every_variable_of_the_script_is_described_and_no_other() -> None:
         ("docs/experts.md", "Detection", DetectionConfig),
         ("docs/experts.md", "Drivable area and segmentation", DenseConfig),
         ("docs/experts.md", "A config", ImageStageConfig),
+        ("docs/experts.md", "nuScenes", NuscenesConfig),
+        ("docs/data.md", "Augmentation of nuScenes", BevAugmentConfig),
     ],
 )
 def test_every_key_of_a_config_is_described_and_no_other(document: str, heading: str, config: type) -> None:

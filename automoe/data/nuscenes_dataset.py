@@ -98,9 +98,11 @@ class BevAugmentConfig:
 
 @dataclass
 class _Shot:
-    """A camera's picture, maybe decoded smaller than it is. size: its raw height and width; intrinsic in raw pixels."""
+    """A camera's picture, maybe decoded smaller than it is. scale: decoded pixels per raw one; size: its raw height and
+    width; intrinsic in raw pixels."""
 
     picture: np.ndarray
+    scale: float
     size: tuple[int, int]
     intrinsic: np.ndarray
     T_cam_ego: np.ndarray
@@ -169,7 +171,7 @@ class NuscenesDataset(Dataset[dict[str, Any]]):
         points[:, :3] = move_points(change, points[:, :3])
         seen = np.full(len(scene.boxes), has_lidar)
         if has_cameras:
-            seen |= _in_a_picture(scene)
+            seen |= _in_a_picture(scene, pictures["intrinsic"].numpy(), self.view.size)
         boxes, velocity = _change_boxes(change, scene.boxes[seen], scene.velocity[seen])
         return pictures | {
             "present": torch.full((len(channels),), has_cameras),
@@ -238,8 +240,8 @@ class NuscenesDataset(Dataset[dict[str, Any]]):
         zoom = self.augment.image.scale[1] if self.augment else 1.0
         where = f"{channel} of sample {row.token} in {self.info.path}"
         needed = zoom * fit_scale(height, width, self.view.size)
-        picture = decode_jpeg(row.images[place], where, needed_scale=needed).image
-        return _Shot(picture, (height, width), row.intrinsic[place], row.T_cam_ego[place])
+        picture, scale = decode_jpeg(row.images[place], where, needed_scale=needed)
+        return _Shot(picture, scale, (height, width), row.intrinsic[place], row.T_cam_ego[place])
 
     # --- the sample varied ---
 
@@ -304,8 +306,8 @@ class NuscenesDataset(Dataset[dict[str, Any]]):
         T_cam_ego, intrinsic, targets = np.zeros((count, 4, 4)), np.zeros((count, 3, 3)), []
         for number, shot in enumerate(scene.shots.values()):
             matrix = transform.matrix(*shot.size, rng)
-            decoded = shot.picture.shape[1] / shot.size[1], shot.picture.shape[0] / shot.size[0]
-            images[number] = transform.recolor(warp_image(shot.picture, matrix / (*decoded, 1.0), size), rng)
+            from_decoded = matrix / (shot.scale, shot.scale, 1.0)
+            images[number] = transform.recolor(warp_image(shot.picture, from_decoded, size), rng)
             T_cam_ego[number] = shot.T_cam_ego @ T_ego_changed
             intrinsic[number] = np.vstack([matrix, [0, 0, 1]]) @ shot.intrinsic
             boxes, _ = image_boxes(scene.boxes, shot.intrinsic, shot.T_cam_ego, shot.size)
@@ -350,9 +352,28 @@ def image_boxes(
     low, high = np.nanmin(pixels[before], axis=1), np.nanmax(pixels[before], axis=1)
     limits = np.array([size[1], size[0]], float)
     inside = ((low < limits) & (high > 0)).all(axis=1)
-    rows = np.flatnonzero(before)[inside]
-    found[rows] = np.concatenate([low, high], axis=1)[inside].clip(0, np.tile(limits, 2))
+    whole = ((low >= 0) & (high <= limits)).all(axis=1)
+    rows = np.flatnonzero(before)
+    found[rows[whole]] = np.concatenate([low, high], axis=1)[whole]
+    for row in rows[inside & ~whole]:
+        found[row] = _bounds_in_picture(pixels[row], size)
     return found, depth
+
+
+def _bounds_in_picture(spots: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The bounds [4] of what lies inside the picture of the hull of `spots` [S, 2] (NaN for none), NaN if nothing does.
+
+    Not those of the hull, clipped: a box beside the camera reaches far up and down, but only beyond the margin.
+    """
+    height, width = size
+    spots = spots[~np.isnan(spots[:, 0])]
+    hull = cv2.convexHull(spots.astype(np.float32))
+    canvas = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+    area, shared = cv2.intersectConvexConvex(hull, canvas)
+    if area <= 0:
+        return np.full(4, np.nan)
+    shared = shared.reshape(-1, 2)
+    return np.concatenate([shared.min(axis=0), shared.max(axis=0)])
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -397,15 +418,19 @@ def _change_boxes(change: np.ndarray, boxes: np.ndarray, velocity: np.ndarray) -
     return moved, velocity @ change[:2, :2].T
 
 
-def _in_a_picture(scene: _Scene) -> np.ndarray:
-    """Which boxes' centres lie in some picture: bool [N]."""
+def _in_a_picture(scene: _Scene, intrinsic: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Which boxes' centres lie in some picture, and in the piece of it that the network is given: bool [N].
+
+    intrinsic: [cameras, 3, 3] in pixels of `size` (height, width), the network's.
+    """
     seen = np.zeros(len(scene.boxes), bool)
-    for shot in scene.shots.values():
+    for shot, own in zip(scene.shots.values(), intrinsic, strict=True):
         inside = move_points(shot.T_cam_ego, scene.boxes[:, :3])
-        pixels = inside @ shot.intrinsic.T
-        before = inside[:, 2] > NEAREST
-        places = pixels[:, :2] / np.where(before, pixels[:, 2], 1.0)[:, None]
-        seen |= before & ((places > 0) & (places < [shot.size[1], shot.size[0]])).all(axis=1)
+        here = inside[:, 2] > NEAREST
+        for matrix, (height, width) in ((shot.intrinsic, shot.size), (own, size)):
+            places = (inside @ matrix.T)[:, :2] / np.where(here, inside[:, 2], 1.0)[:, None]
+            here = here & ((places > 0) & (places < [width, height])).all(axis=1)
+        seen |= here
     return seen
 
 
@@ -430,5 +455,4 @@ def _copy_patch(given: _Shot, source: np.ndarray, shot: _Shot, target: np.ndarra
 def _pixels(shot: _Shot, box: np.ndarray) -> list[int]:
     """A box in raw pixels as whole pixels of the decoded picture."""
     height, width = shot.picture.shape[:2]
-    scale = np.tile([width / shot.size[1], height / shot.size[0]], 2)
-    return (box * scale).round().astype(int).tolist()
+    return (box * shot.scale).round().astype(int).clip(0, [width, height, width, height]).tolist()

@@ -47,6 +47,9 @@ BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
 QUALITY_METRES = 2.0
 """A prediction so far from its truth has a class target of 1/e."""
 
+NEGATIVE_METRES = 1.0
+"""A negative denoising copy so near to a true box is neither that nor background."""
+
 Target = dict[str, Tensor]
 
 
@@ -91,6 +94,8 @@ class NuscenesConfig:
             raise ConfigError("the model has neither cameras nor a LiDAR; set model.cameras or model.lidar.")
         if strange := [name for name in self.cameras if name not in NUSCENES_CAMERAS]:
             raise ConfigError(f"model.cameras has {strange[0]!r}; nuScenes has {', '.join(NUSCENES_CAMERAS)}.")
+        if twice := [name for place, name in enumerate(self.cameras) if name in self.cameras[:place]]:
+            raise ConfigError(f"model.cameras has {twice[0]!r} twice.")
         object.__setattr__(self, "image", replace(self.image, classes=NUSCENES_DETECTION))
         if self.num_queries < 1:
             raise ConfigError(f"model.num_queries is {self.num_queries}; give a number of at least 1.")
@@ -135,8 +140,7 @@ class NuscenesExpert(Expert):
         if config.lidar:
             self.pillars = PillarEncoder(grid, config.pillar_dim, painted)
             self.bev = BevBackbone(config.pillar_dim, dim, config.bev_depth)
-        sources = int(config.lidar) + int(self.image is not None)
-        self.fuse = nn.Sequential(SeparableConv(dim * sources, dim), SeparableConv(dim, dim, 5))
+        self.fuse = nn.Sequential(SeparableConv(dim, dim), SeparableConv(dim, dim, 5))
         self.heatmap = BevHeatmapHead(grid, dim, len(self.classes))
         self.content = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
         self.decoder = QueryDecoder(
@@ -150,6 +154,16 @@ class NuscenesExpert(Expert):
             dropout=config.dropout,
         )
         self.attributes = nn.Linear(dim, len(NUSCENES_ATTRIBUTES))
+        if self.image is not None and config.lidar:
+            self._start_with_lidar(painted)
+
+    def _start_with_lidar(self, painted: int) -> None:
+        """An untrained image branch says nothing to the map and little to the queries: what the LiDAR tells is learnt
+        first, from clean features, and pictures can only add to it."""
+        nn.init.zeros_(self.pillars.points[0].weight[:, -painted:])
+        nn.init.zeros_(self.lift.weight)
+        for layer in self.decoder.layers:
+            layer.cross_attention.favour(0)
 
     def forward(
         self,
@@ -178,7 +192,7 @@ class NuscenesExpert(Expert):
                 painted = _sample_wide(wide, rig.locate(batch["points"][..., :3], shown.shape[-1]))
         if self.config.lidar:
             sources.append(self.bev(self.pillars(batch["points"], batch["point_count"], painted)))
-        bev = self.fuse(torch.cat(sources, dim=1))
+        bev = self.fuse(torch.stack(sources).sum(dim=0) if len(sources) > 1 else sources[0])
 
         heat_logits, heat_numbers = self.heatmap(bev)
         seed_logits, seed_numbers, cells = select_seeds(heat_logits, heat_numbers, self.config.num_queries)
@@ -318,9 +332,12 @@ class NuscenesCriterion:
     def __call__(self, model: NuscenesExpert, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Run the model on a training batch, with denoising queries, and return its losses."""
         columns = zip(batch["boxes"], batch["velocity"], batch["labels"], batch["attributes"])
-        targets = [
-            {"boxes": b, "numbers": encode_boxes(b, v), "labels": label, "attributes": a} for b, v, label, a in columns
-        ]
+        targets = []
+        for boxes, velocity, labels, attributes in columns:
+            # What lies beyond the map is shown nowhere on it, and the metric doesn't ask for it.
+            on = self.config.grid.holds(boxes[:, :2])
+            numbers = encode_boxes(boxes[on], velocity[on])
+            targets.append({"boxes": boxes[on], "numbers": numbers, "labels": labels[on], "attributes": attributes[on]})
         groups = self.config.denoising_groups
         noisy = make_denoising(targets, groups, self.config.grid.reach) if groups else None
         numbers, source = noisy or (None, None)
@@ -343,7 +360,9 @@ class NuscenesCriterion:
         normal = self.reduce_count(sum(len(target["labels"]) for target in targets))
         if not bool(outputs["logits"].isfinite().all() & outputs["numbers"].isfinite().all()):
             # Not finite either, so that the engine stops all processes and names the samples.
-            return {"loss": (outputs["logits"].sum() + outputs["numbers"].sum()) * float("nan")}
+            # Of everything that has weights of its own: DDP waits for all gradients.
+            said = ("logits", "numbers", "attributes", "heat_logits", "heat_numbers")
+            return {"loss": torch.stack([outputs[key].sum().float() for key in said]).sum() * float("nan")}
         boxes, _ = decode_boxes(outputs["numbers"].detach())
         with torch.no_grad():
             matches = self.matcher({"logits": outputs["logits"], "boxes": boxes}, targets)
@@ -389,9 +408,11 @@ class NuscenesCriterion:
         total = logits.sum() * 0.0
         for b, (query, target) in enumerate(matched):
             true = targets[b]["attributes"][target]
-            known = true >= 0
+            mask = attribute_mask(targets[b]["labels"][target])
+            # A slip of an annotator's (an attribute that the class can't have) would cost infinitely much.
+            known = (true >= 0) & (mask.gather(1, true.clamp(min=0)[:, None])[:, 0] == 0)
             if bool(known.any()):
-                own = logits[b, query[known]].float() + attribute_mask(targets[b]["labels"][target[known]])
+                own = logits[b, query[known]].float() + mask[known]
                 total = total + F.cross_entropy(own, true[known], reduction="sum")
         return total / normal * self.config.attribute_weight
 
@@ -447,7 +468,9 @@ def make_denoising(
         copy[..., 8:] *= 1 + noise[..., 8:]
         numbers[b, :, :count] = copy
         source[b, :groups, :count] = torch.arange(count, device=device)
-        source[b, groups:, :count] = -1
+        # A copy that falls on another object is none of background.
+        taken = torch.cdist(copy[groups:, :, :2], true[:, :2]).amin(dim=-1) < NEGATIVE_METRES
+        source[b, groups:, :count] = torch.where(taken, -2, -1)
     return numbers.flatten(1, 2), source.flatten(1, 2)
 
 

@@ -30,9 +30,10 @@ class BevGrid:
     high: float = 4.5
 
     def __post_init__(self) -> None:
-        if not (self.cell > 0 and self.reach > 0 and self.side % 8 == 0 and self.side > 0):
+        across = 2 * self.reach / self.cell if self.cell > 0 and self.reach > 0 else 0.0
+        if round(across) == 0 or round(across) % 8 or abs(across - round(across)) > 1e-6 * across:
             raise ConfigError(
-                f"model.grid: reach {self.reach} m in cells of {self.cell} m makes {self.side} pillars a side; "
+                f"model.grid: reach {self.reach} m in cells of {self.cell} m makes {across:g} pillars a side; "
                 "choose them so that it is a multiple of 8."
             )
 

@@ -7,6 +7,7 @@ world), where its sampling points fall and how a layer refines it is told by a `
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -112,6 +113,12 @@ class DeformableAttention(nn.Module):
         spread = direction[:, None, None, :] * step[None, None, :, None]
         with torch.no_grad():
             self.offsets.bias.copy_(spread.expand(-1, self.maps, -1, -1).reshape(-1))
+
+    def favour(self, level: int) -> None:
+        """Start by looking at one of the maps as much as at all others together."""
+        with torch.no_grad():
+            bias = self.weights.bias.view(self.heads, self.maps, self.points)
+            bias[:, level] = math.log(max(1, self.maps - 1))
 
     def forward(self, queries: Tensor, references: Tensor, maps: list[Tensor], geometry: Reference) -> Tensor:
         """queries [B, Q, D], references [B, Q, R], maps: [B * heads, D / heads, H, W] each. Returns [B, Q, D]."""

@@ -29,9 +29,11 @@ class Rig:
 
     def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Points [B, P, 3] to places [B, N, P, 2] in each picture (x, y in 0 to 1) and whether they are in it."""
-        inside = torch.einsum("bnij,bpj->bnpi", self.rotation, points) + self.offset[:, :, None]
-        depth = inside[..., 2:]
-        pixels = torch.einsum("bnij,bnpj->bnpi", self.intrinsic, inside / depth.clamp(min=NEAREST))
+        # Under autocast a product of matrices would be in bfloat16, which places a point to whole cells only.
+        with torch.autocast(points.device.type, enabled=False):
+            inside = torch.einsum("bnij,bpj->bnpi", self.rotation, points.float()) + self.offset[:, :, None]
+            depth = inside[..., 2:]
+            pixels = torch.einsum("bnij,bnpj->bnpi", self.intrinsic, inside / depth.clamp(min=NEAREST))
         places = pixels[..., :2] / pixels.new_tensor([self.size[1], self.size[0]])
         seen = (depth[..., 0] > NEAREST) & ((places > 0) & (places < 1)).all(dim=-1) & self.present[:, :, None]
         return places, seen
