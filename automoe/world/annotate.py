@@ -131,6 +131,10 @@ def silhouette(asset: Asset, key: str, pose: tuple, camera: Camera, T_world_cam:
     middle = world_to_camera(T_world_cam, np.array([[x, y, z + asset.size[2] / 2]]))[0]
     if middle[2] < -max(asset.size):
         return 0.0  # behind the camera
+    reach = math.hypot(*asset.size) / 2
+    half = max(camera.cx, camera.width - camera.cx) / camera.fx
+    if middle[2] - reach > _NEAR and (abs(middle[0]) - half * middle[2]) / math.hypot(1, half) > reach:
+        return 0.0  # beside the picture
     return _silhouette(asset, key, pose, camera, T_world_cam)[0]
 
 

@@ -29,6 +29,18 @@ FLEET: dict[str, tuple[int, int]] = {
     "train": (2, 1),
 }
 """By category: how many different assets a town has, and how many copies of each may be in one scene."""
+POSTURES = ("standing", "sitting")
+"""Parts of a fleet that are pedestrians who stay where they are."""
+
+NUSCENES_FLEET: dict[str, tuple[int, int]] = {
+    "trailer": (4, 2),
+    "standing": (6, 2),
+    "sitting": (4, 2),
+    "bus": (3, 2),
+    "motorcycle": (4, 4),
+    "bicycle": (5, 4),
+}
+"""What towns with construction sites, those of the nuScenes export, have besides `FLEET` or more of."""
 _SIGN_WEIGHTS = {"stop": 0.0, "yield": 0.5, "direction": 0.5, "no_entry": 0.6, "speed_limit": 1.5, "parking": 1.5}
 """How often kinds of signs stand along a street, against 1 for all others."""
 TREES, BUILDINGS = 8, 28
@@ -127,8 +139,7 @@ class _Furnisher:
     def _fleet(self) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
         fleet: dict[str, tuple[str, ...]] = {}
         copies: dict[str, int] = {}
-        towed = {"trailer": (4, 2)} if self.town.style.roadworks > 0 else {}
-        for category, (variants, count) in (FLEET | towed).items():
+        for category, (variants, count) in (FLEET | (NUSCENES_FLEET if self.town.style.roadworks > 0 else {})).items():
             if category == "train" and not self.town.style.tram:
                 continue
             keys = []
@@ -387,9 +398,11 @@ def _buildings(fleet: str, kind: str) -> list[tuple[str, Asset, float, float]]:
 @lru_cache(maxsize=256)
 def _mover(fleet: str, category: str, index: int) -> Asset:
     """One road user of a fleet; towns share fleets, so that a process makes each only once."""
-    rng = np.random.default_rng([town_seed(fleet), [*FLEET, "trailer"].index(category), index])
+    rng = np.random.default_rng([town_seed(fleet), [*FLEET, "trailer", *POSTURES].index(category), index])
     if category == "pedestrian":
         return meshes.make_person(rng, float(rng.uniform(0, 1)))
+    if category in POSTURES:
+        return meshes.make_person(rng, posture=category)
     if category in ("motorcycle", "bicycle"):
         return meshes.make_two_wheeler(category, rng)
     if category == "train":

@@ -81,9 +81,13 @@ def scene_light(conditions: Conditions) -> Light:
 
 
 def shade(
-    frame: Frame, scene: Scene, camera: Camera, renderer: Renderer, look: Look, rng: np.random.Generator
-) -> np.ndarray:
-    """The finished picture, uint8 RGB [H, W, 3]; `renderer` must be the one that made the frame, just before."""
+    frame: Frame, scene: Scene, camera: Camera, renderer: Renderer, look: Look, rng: np.random.Generator,
+    table: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """The finished picture, uint8 RGB [H, W, 3]; `renderer` must be the one that made the frame, just before.
+
+    table: the scene's `glow_table`, if the caller has it from another camera.
+    """
     conditions = scene.conditions
     picture = frame.rgb * np.float32(1 / 255)
     if conditions.dark:
@@ -91,7 +95,7 @@ def shade(
         facade = np.nonzero(renderer.facade_geoms[frame.geom])
         light[facade] = _facade_light(picture[facade], light[facade])
         picture = cv2.multiply(picture, light, dst=picture)
-    table = glow_table(renderer, scene)
+    table = glow_table(renderer, scene) if table is None else table
     rows, columns = np.nonzero(np.any(table, axis=1, keepdims=True)[frame.geom, 0])
     glow = table[frame.geom[rows, columns]]
     picture[rows, columns] += glow

@@ -109,7 +109,8 @@ class Traffic:
             if actor.lane is not None and not actor.parked and actor.mount is None and actor.category != "rider":
                 self._vehicles[actor.id] = self._vehicle(actor)
         self._vehicles[EGO] = self._ego_vehicle(scene.ego)
-        self._walkers = {actor.id: self._walker(actor) for actor in scene.actors if actor.category == "pedestrian"}
+        walking = [actor for actor in scene.actors if actor.category == "pedestrian" and actor.speed > 0]
+        self._walkers = {actor.id: self._walker(actor) for actor in walking}
         self._settle()
 
     # -------------------------------------------------------- taking everybody over
@@ -191,12 +192,14 @@ class Traffic:
     def _settle(self) -> None:
         """Let nobody begin faster than what lies ahead allows: a sampled moment knows nothing of the next one."""
         self._occupied = self._occupancy()
+        self._crossed = {walker.crosswalk for walker in self._walkers.values()}
         self._grant()
+        allowed = self._allowed()
         for _ in range(3):
             for vehicle in self._vehicles.values():
                 gap, speed = self._obstacle(vehicle)
                 safe = math.sqrt(max(0.0, 2 * BRAKING * max(gap - STANDSTILL_GAP, 0.0) + speed**2))
-                vehicle.speed = min(vehicle.speed, safe, self._allowed(vehicle))
+                vehicle.speed = min(vehicle.speed, safe, allowed[vehicle.id])
 
     # -------------------------------------------------------- a step
 
@@ -207,11 +210,13 @@ class Traffic:
             self._vehicles[EGO] = self._ego_vehicle(ego)
             self._vehicles[EGO].speed = ego.speed
         self._occupied = self._occupancy()
+        self._crossed = {walker.crosswalk for walker in self._walkers.values()}
         self._grant()
+        allowed = self._allowed()
         for vehicle in self._vehicles.values():
             if vehicle.id != EGO or ego is None:
                 gap, speed = self._obstacle(vehicle)
-                vehicle.acceleration = _idm(vehicle.speed, self._allowed(vehicle), gap, speed)
+                vehicle.acceleration = _idm(vehicle.speed, allowed[vehicle.id], gap, speed)
         for vehicle in self._vehicles.values():
             if vehicle.id != EGO or ego is None:
                 self._advance(vehicle, seconds)
@@ -259,25 +264,30 @@ class Traffic:
 
     def _covered(self, vehicle: _Vehicle, start: float, end: float) -> list[tuple[str, float]]:
         """The lanes of a vehicle's path between two stations, and where they begin on it."""
-        found = []
-        ends = [*vehicle.starts[1:], vehicle.along[-1]]
-        for lane, begins, stops in zip(vehicle.lanes, vehicle.starts, ends, strict=True):
-            if begins < end and stops > start:
-                found.append((lane, begins))
+        starts, found = vehicle.starts, []
+        for index, begins in enumerate(starts):
+            if begins >= end:
+                break
+            if (starts[index + 1] if index + 1 < len(starts) else vehicle.along[-1]) > start:
+                found.append((vehicle.lanes[index], begins))
         return found
 
     # -------------------------------------------------------- what to mind
 
-    def _allowed(self, vehicle: _Vehicle) -> float:
-        """The speed that the driver would have on a free road: limit, taste, and the bends of the next metres."""
-        lane = self.town.lanes[self._covered(vehicle, vehicle.station, vehicle.station + 0.1)[0][0]]
-        limit = lane.speed_limit * vehicle.desired
+    def _allowed(self) -> dict[int, float]:
+        """The speed that each driver would have on a free road: limit, taste, and the bends of the next metres."""
+        vehicles = list(self._vehicles.values())
         ahead = np.arange(0.0, 28.0, 3.0)
-        _, heading = polyline.sample(vehicle.line, vehicle.station + ahead, vehicle.along)
+        _, heading = _on_paths(vehicles, np.array([vehicle.station for vehicle in vehicles])[:, None] + ahead)
         bend = np.abs(polyline.wrap_angle(np.diff(heading))) / 3.0
         # v^2 k <= SIDEWAYS at the bend, and braking comfortably until there.
         in_bend = SIDEWAYS / np.maximum(bend, 1e-4)
-        return float(min(limit, np.sqrt(np.min(in_bend + 2 * 1.5 * ahead[:-1]))))
+        bends = np.sqrt(np.min(in_bend + 2 * 1.5 * ahead[:-1], axis=1)).tolist()
+        allowed = {}
+        for vehicle, most in zip(vehicles, bends, strict=True):
+            lane = self.town.lanes[self._covered(vehicle, vehicle.station, vehicle.station + 0.1)[0][0]]
+            allowed[vehicle.id] = min(lane.speed_limit * vehicle.desired, most)
+        return allowed
 
     def _obstacle(self, vehicle: _Vehicle) -> tuple[float, float]:
         """Distance to the nearest thing to stop or slow down for, and its speed along the lane."""
@@ -321,7 +331,7 @@ class Traffic:
         """Distances to crosswalks of this lane that somebody is on, or about to step onto."""
         gaps = []
         for index, near in self._roads.crosswalks_of_lane.get(lane, ()):
-            if any(w.crosswalk == index for w in self._walkers.values()):
+            if index in self._crossed:
                 gaps.append(offset + near - 1.0)
         return gaps
 
@@ -431,7 +441,7 @@ class Traffic:
             walker.direction = 1
         elif moved > lane.length - 0.5:
             walker.direction = -1
-        walker.station = float(np.clip(moved, 0.0, lane.length))
+        walker.station = min(max(moved, 0.0), lane.length)
 
     def _may_cross(self, index: int) -> bool:
         """While the cars of the street have red; where no light is, if nobody comes."""
@@ -476,10 +486,11 @@ class Traffic:
 
     def _snapshot(self, ego: EgoState | None) -> Scene:
         actors = []
+        poses = _poses(list(self._vehicles.values()))
         for actor in self.scene.actors:
             key = actor.mount if actor.mount is not None else actor.id
             if key in self._vehicles:
-                actors.append(self._moved(actor, self._vehicles[key]))
+                actors.append(self._moved(actor, self._vehicles[key], *poses[key]))
             elif actor.id in self._walkers:
                 walker = self._walkers[actor.id]
                 point, yaw, height = self._place(walker)
@@ -497,21 +508,19 @@ class Traffic:
             else:
                 actors.append(actor)
         if ego is None:
-            ego = self._ego_state()
+            ego = self._ego_state(*poses[EGO])
         self.scene = replace(self.scene, time=self.time, ego=ego, actors=tuple(actors))
         return self.scene
 
-    def _moved(self, actor: Actor, vehicle: _Vehicle) -> Actor:
-        point, yaw = _pose(vehicle)
+    def _moved(self, actor: Actor, vehicle: _Vehicle, point: np.ndarray, yaw: float) -> Actor:
         lane = self._covered(vehicle, vehicle.station, vehicle.station + 0.1)[0][0]
         return replace(
             actor, x=float(point[0]), y=float(point[1]), yaw=yaw, speed=vehicle.speed, lane=lane,
             braking=vehicle.acceleration < -0.7 or vehicle.speed < 0.2,
         )  # fmt: skip
 
-    def _ego_state(self) -> EgoState:
+    def _ego_state(self, point: np.ndarray, yaw: float) -> EgoState:
         vehicle = self._vehicles[EGO]
-        point, yaw = _pose(vehicle)
         middle = (EGO_FRONT - EGO_BACK) / 2
         x, y = point - middle * np.array([math.cos(yaw), math.sin(yaw)])
         covered = self._covered(vehicle, vehicle.station, vehicle.along[-1])
@@ -519,14 +528,37 @@ class Traffic:
         return EgoState(float(x), float(y), yaw, vehicle.speed, route, vehicle.station - covered[0][1])
 
 
-def _pose(vehicle: _Vehicle) -> tuple[np.ndarray, float]:
-    """Middle and heading: the chord between two points of the path, as a body follows a bend."""
-    reach = max(vehicle.length * 0.3, 0.5)
-    points, headings = polyline.sample(vehicle.line, vehicle.station + np.array([-reach, reach]), vehicle.along)
-    sideways = np.stack([-np.sin(headings), np.cos(headings)], axis=1) * vehicle.aside
-    back, front = points + sideways
-    gap = front - back
-    return (back + front) / 2, math.atan2(gap[1], gap[0])
+def _on_paths(vehicles: list[_Vehicle], stations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points [V, K, 2] and headings [V, K] at stations [V, K] of each vehicle's own path: polyline.sample for all."""
+    last = np.array([vehicle.along[-1] for vehicle in vehicles])[:, None]
+    stations = np.minimum(np.maximum(stations, 0.0), last)
+    first, segments = 0, []
+    for vehicle, own in zip(vehicles, stations, strict=True):
+        segments.append(np.minimum(vehicle.along.searchsorted(own, side="right") - 1, len(vehicle.line) - 2) + first)
+        first += len(vehicle.line)
+    segment = np.stack(segments)
+    line = np.concatenate([vehicle.line for vehicle in vehicles])
+    along = np.concatenate([vehicle.along for vehicle in vehicles])
+    start, end = line[segment], line[segment + 1]
+    delta = end - start
+    slope = delta / (along[segment + 1] - along[segment])[..., None]
+    points = slope * (stations - along[segment])[..., None] + start
+    points = np.where((stations == last)[..., None], end, points)
+    return points, np.arctan2(delta[..., 1], delta[..., 0])
+
+
+def _poses(vehicles: list[_Vehicle]) -> dict[int, tuple[np.ndarray, float]]:
+    """Middle and heading of each: the chord between two points of the path, as a body follows a bend."""
+    station, length, aside = np.array([(one.station, one.length, one.aside) for one in vehicles]).T
+    reach = np.maximum(length * 0.3, 0.5)
+    points, headings = _on_paths(vehicles, np.stack([station - reach, station + reach], axis=1))
+    points += np.stack([-np.sin(headings), np.cos(headings)], axis=-1) * aside[:, None, None]
+    back, front = points[:, 0], points[:, 1]
+    gaps, middles = (front - back).tolist(), (back + front) / 2
+    return {
+        vehicle.id: (middle, math.atan2(gap[1], gap[0]))
+        for vehicle, middle, gap in zip(vehicles, middles, gaps, strict=True)
+    }
 
 
 def _idm(speed: float, allowed: float, gap: float, other: float) -> float:
@@ -536,7 +568,7 @@ def _idm(speed: float, allowed: float, gap: float, other: float) -> float:
         0.0, speed * HEADWAY + speed * (speed - other) / (2 * math.sqrt(ACCELERATION * BRAKING))
     )
     close = (wanted / max(gap, 0.1)) ** 2 if math.isfinite(gap) else 0.0
-    return float(np.clip(ACCELERATION * (free - close), -HARD_BRAKING, ACCELERATION))
+    return max(-HARD_BRAKING, min(ACCELERATION, ACCELERATION * (free - close)))
 
 
 def _along_and_aside(path: np.ndarray, point: np.ndarray) -> tuple[float, float]:

@@ -34,8 +34,10 @@ from automoe.world.workers import begin, check_settings, make_pieces, settings_o
 
 if TYPE_CHECKING:
     from automoe.world.lidar import LidarCaster, Sweep
+    from automoe.world.parts import Asset
     from automoe.world.renderer import Renderer
     from automoe.world.scene import Actor, Camera, Lidar, Scene, StagedTown
+    from automoe.world.town import Town
 
 FORMAT_VERSION = 1
 VERSION = "v1.0-embedded"
@@ -169,6 +171,8 @@ def write_scenes(out: Path, plan: ScenePlan, scenes: Sequence[tuple[str, int]], 
                 if renderer is not None:
                     renderer.close()
                 stage = stage_town(town)
+                if not (out / _mask_name(town)).is_file():
+                    write_piece(out / _mask_name(town), map_mask(stage.town))
                 renderer, caster, current = Renderer(stage, *plan.size), LidarCaster(stage), town
             assert renderer is not None
             assert caster is not None
@@ -205,10 +209,10 @@ class _SceneWriter:
 
     def write(self) -> None:
         from automoe.world.motion import Traffic
-        from automoe.world.traffic import sample_scene
+        from automoe.world.traffic import draw_nuscenes_density, sample_scene
 
         conditions = draw_conditions(self.rng)
-        begin = sample_scene(self.renderer.stage, self.rng, conditions)
+        begin = sample_scene(self.renderer.stage, self.rng, conditions, draw_nuscenes_density(self.rng))
         traffic = Traffic(begin, int(self.rng.integers(2**31)))
         for _ in range(SWEEP_RATE):
             scene = traffic.step(1 / SWEEP_RATE)  # a second to settle: nobody stands where he was drawn
@@ -281,7 +285,7 @@ class _SceneWriter:
     def _key_frame(self, scene: Scene, points: np.ndarray, step: int, key: int) -> None:
         import simplejpeg
 
-        from automoe.world.look import LOOKS, scene_light, shade
+        from automoe.world.look import LOOKS, glow_table, scene_light, shade
 
         self.records["sample"].append(
             {
@@ -292,32 +296,32 @@ class _SceneWriter:
                 "scene_token": self.token("scene"),
             }
         )
-        seen: Counter[int] = Counter()
+        seen = np.zeros(scene.stage.first_actor_id + len(scene.actors), np.int64)
         light, look = scene_light(scene.conditions), LOOKS[self.plan.look]
+        self.renderer.place(scene)
+        glow = glow_table(self.renderer, scene)
         for camera in self.cameras:
             frame = self.renderer.render(scene, camera, light)
-            picture = shade(frame, scene, camera, self.renderer, look, self.rng)
+            picture = shade(frame, scene, camera, self.renderer, look, self.rng, glow)
             path = self._data(scene, camera.name, "samples", "jpg", step, key, self.plan.size)
             jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality=JPEG_QUALITY, colorspace="RGB")
             write_piece(path, jpeg)
-            instances, counts = np.unique(frame.instance, return_counts=True)
-            seen.update(dict(zip(instances.tolist(), counts.tolist(), strict=True)))
+            seen += np.bincount(frame.instance.ravel(), minlength=len(seen))
         self._annotate(scene, points, seen, key)
 
-    def _annotate(self, scene: Scene, points: np.ndarray, seen: Counter[int], key: int) -> None:
-        """One annotation for each thing that the LiDAR hit or a camera saw."""
+    def _annotate(self, scene: Scene, points: np.ndarray, seen: np.ndarray, key: int) -> None:
+        """One annotation for each thing that the LiDAR hit or a camera saw. seen: pixels of each instance."""
         things = list_things(scene)
         if not things:
             return
         boxes = np.array([thing.box for thing in things])
         ego = scene.ego
-        near = np.hypot(boxes[:, 0] - ego.x, boxes[:, 1] - ego.y) < ANNOTATED
+        near = np.flatnonzero(np.hypot(boxes[:, 0] - ego.x, boxes[:, 1] - ego.y) < ANNOTATED)
         T_world_lidar = ego.T_world_ego @ self.lidar.T_ego_lidar
-        counts = points_inside(move_points(T_world_lidar, points[:, :3].astype(np.float64)), boxes[near]).sum(axis=0)
-        for thing, count in zip(
-            [t for t, close in zip(things, near, strict=True) if close], counts.tolist(), strict=True
-        ):
-            pixels = sum(seen[instance] for instance in thing.instances)
+        counts = count_points(move_points(T_world_lidar, points[:, :3].astype(np.float64)), boxes[near])
+        for index, count in zip(near.tolist(), counts, strict=True):
+            thing = things[index]
+            pixels = int(sum(seen[instance] for instance in thing.instances))
             if count == 0 and pixels < 12:
                 continue
             level = visibility_level(thing, pixels, self.cameras, scene)
@@ -371,12 +375,28 @@ def draw_conditions(rng: np.random.Generator) -> Any:
 
 def lidar_points(sweep: Sweep, rng: np.random.Generator) -> np.ndarray:
     """A sweep as nuScenes stores it: float32 [N, 5], x, y, z, intensity, ring; with the noise of ranges."""
-    direction = sweep.points / np.maximum(sweep.distance[:, None], 1e-6)
-    noisy = sweep.points + direction * rng.normal(0, RANGE_NOISE, (len(sweep.points), 1))
-    mean = np.array([_INTENSITY.get(name, 10.0) for name in SEMANTIC])[sweep.semantic]
-    shine = mean * rng.lognormal(0, 0.45, len(mean)) * np.exp(-sweep.distance / 120.0)
-    intensity = np.clip(np.round(shine), 0, 255)
-    return np.column_stack([noisy, intensity, sweep.ring]).astype(np.float32)
+    noise, speckle = rng.standard_normal((2, len(sweep.points)), np.float32)
+    found = np.empty((len(sweep.points), 5), np.float32)
+    found[:, :3] = sweep.points * (1 + np.float32(RANGE_NOISE) * noise / np.maximum(sweep.distance, 1e-6))[:, None]
+    mean = np.array([_INTENSITY.get(name, 10.0) for name in SEMANTIC], np.float32)[sweep.semantic]
+    shine = mean * np.exp(np.float32(0.45) * speckle - sweep.distance / np.float32(120.0))
+    found[:, 3] = np.clip(np.round(shine), 0, 255)
+    found[:, 4] = sweep.ring
+    return found
+
+
+def count_points(points: np.ndarray, boxes: np.ndarray) -> list[int]:
+    """How many points [N, 3] each box [M, 7] holds; looks only at the points near each, as most are in none."""
+    points = points[np.argsort(points[:, 0])]
+    reach = np.hypot(boxes[:, 3], boxes[:, 4]) / 2 + 0.1
+    first = np.searchsorted(points[:, 0], boxes[:, 0] - reach)
+    last = np.searchsorted(points[:, 0], boxes[:, 0] + reach)
+    counts = []
+    for box, far, start, end in zip(boxes, reach, first, last, strict=True):
+        strip = points[start:end]
+        strip = strip[np.abs(strip[:, 1] - box[1]) < far]
+        counts.append(int(points_inside(strip, box[None]).sum()) if len(strip) else 0)
+    return counts
 
 
 @dataclass(frozen=True)
@@ -397,21 +417,27 @@ class Thing:
 def list_things(scene: Scene) -> list[Thing]:
     """All road users and placed things of nuScenes' classes, trams and signs not."""
     riders = {actor.mount: actor for actor in scene.actors if actor.category == "rider"}
-    found = [_road_user(actor, riders.get(actor.id)) for actor in scene.actors if actor.category in CATEGORY_OF]
+    found = [
+        _road_user(actor, riders.get(actor.id), scene.stage.assets[actor.asset])
+        for actor in scene.actors
+        if actor.category in CATEGORY_OF
+    ]
     return found + list(_placed_things(scene.stage))
 
 
-def _road_user(actor: Actor, rider: Actor | None) -> Thing:
+def _road_user(actor: Actor, rider: Actor | None, asset: Asset) -> Thing:
     length, width, height = actor.size
     instances: tuple[int, ...] = (actor.id,)
     if rider is not None:
         length, width, height = (max(own, other) for own, other in zip(actor.size, rider.size, strict=True))
         instances = (actor.id, rider.id)
     box = (actor.x, actor.y, actor.z + height / 2, length, width, height, actor.yaw)
-    return Thing(instances, actor.category, box, _attribute(actor, rider), actor.asset, actor.z)
+    return Thing(instances, actor.category, box, _attribute(actor, rider, asset), actor.asset, actor.z)
 
 
-def _attribute(actor: Actor, rider: Actor | None) -> str | None:
+def _attribute(actor: Actor, rider: Actor | None, asset: Asset) -> str | None:
+    if asset.attributes.get("posture") == "sitting":
+        return "pedestrian.sitting_lying_down"
     if actor.category == "pedestrian":
         return "pedestrian.moving" if actor.speed > 0.2 else "pedestrian.standing"
     if actor.category in ("bicycle", "motorcycle"):
@@ -438,6 +464,8 @@ def visibility_level(thing: Thing, pixels: int, cameras: Sequence[Camera], scene
     """0 to 3: how much of its silhouette over all cameras is seen, in nuScenes' four bins."""
     from automoe.world.annotate import silhouette
 
+    if pixels == 0:
+        return 0
     asset = scene.stage.assets[thing.asset]
     pose = (thing.box[0], thing.box[1], thing.z, thing.box[6])
     shapes = [(asset, thing.asset)]
@@ -472,12 +500,8 @@ def _finish(out: Path, plan: ScenePlan) -> dict:
     tables |= _fixed_tables(plan)
     for town in sorted({record["location"] for record in tables["log"]}):
         logs = [record["token"] for record in tables["log"] if record["location"] == town]
-        filename = f"maps/{_token('map', town)}.png"
-        tables["map"].append(
-            {"token": _token("map", town), "log_tokens": logs, "category": "semantic_prior", "filename": filename}
-        )
-        if not (out / filename).is_file():
-            write_piece(out / filename, map_mask(town))
+        record = {"token": _token("map", town), "log_tokens": logs, "category": "semantic_prior"}
+        tables["map"].append(record | {"filename": _mask_name(town)})
     for name, records in tables.items():
         write_piece(out / VERSION / f"{name}.json", json.dumps(records).encode())
     write_piece(out / VERSION / "splits.json", json.dumps(splits, indent=1).encode())
@@ -587,15 +611,14 @@ def describe(boxes: Sequence[dict[str, Any]], tables: dict[str, list], names: Se
     }
 
 
-def map_mask(town_name: str) -> bytes:
+def map_mask(town: Town) -> bytes:
     """A PNG of a town's roads, white on black, ten pixels a metre, north up, from the global origin on."""
     import cv2
     import shapely
 
     from automoe.world.surface import road_area
-    from automoe.world.town import build_town
 
-    road = road_area(build_town(town_name))
+    road = road_area(town)
     _, _, east, north = road.bounds
     width, height = (int((side + margin + 60.0) / MAP_RESOLUTION) for side, margin in zip((east, north), OFFSET[:2]))
     canvas = np.zeros((height, width), np.uint8)
@@ -611,6 +634,10 @@ def map_mask(town_name: str) -> bytes:
 
 def _token(*what: object) -> str:
     return hashlib.md5("/".join(map(str, what)).encode(), usedforsecurity=False).hexdigest()
+
+
+def _mask_name(town: str) -> str:
+    return f"maps/{_token('map', town)}.png"
 
 
 def _pose(T_world_ego: np.ndarray) -> dict[str, list[float]]:

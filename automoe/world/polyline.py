@@ -29,9 +29,10 @@ def sample(line: np.ndarray, distance, along: np.ndarray | None = None) -> tuple
     along: the line's stations, if the caller has them already.
     """
     along = stations(line) if along is None else along
-    distance = np.clip(np.asarray(distance, float), 0.0, along[-1])
-    points = np.stack([np.interp(distance, along, line[:, k]) for k in (0, 1)], -1)
-    segment = np.clip(np.searchsorted(along, distance, side="right") - 1, 0, len(line) - 2)
+    distance = np.minimum(np.maximum(np.asarray(distance, float), 0.0), along[-1])
+    points = np.empty((*distance.shape, 2))
+    points[..., 0], points[..., 1] = np.interp(distance, along, line[:, 0]), np.interp(distance, along, line[:, 1])
+    segment = np.minimum(along.searchsorted(distance, side="right") - 1, len(line) - 2)  # along[0] is 0: never below it
     delta = line[segment + 1] - line[segment]
     return points, np.arctan2(delta[..., 1], delta[..., 0])
 

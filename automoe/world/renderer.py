@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from automoe.world.scene import Camera, Scene, StagedTown
 
 NEAR, FAR = 0.25, 1400.0
 NIGHT_WALL = 0.4
+LEAST_OCCLUDER = 0.02
+"""How large a building is, as a share of the picture's width, that is drawn first to see what it hides."""
 _HIDDEN_GROUP = 5
 _EGL_ADVICE = (
     "the world cannot be rendered: no off-screen OpenGL ({reason}); on Debian or Ubuntu run "
@@ -83,6 +86,7 @@ class Renderer:
         builder = _ModelBuilder(mujoco, stage)
         self.model = builder.compile(width, height)
         self.data = mujoco.MjData(self.model)
+        self._placed: Scene | None = None
         self._tables(builder)
         try:
             self._gl = mujoco.GLContext(width, height)
@@ -133,8 +137,15 @@ class Renderer:
         self._rider_slots = {
             int(self.model.body(mount).id): int(self.model.body(rider).id) for mount, rider in builder.riders.items()
         }
+        self._is_wall = (self.geom_label[:-1] == SEMANTIC.index("building")) & (self.geom_body == 0)
+        centre, half = self.model.geom_aabb[:, None, :3], self.model.geom_aabb[:, None, 3:]
+        self._box_corners = centre + half * np.array(list(product((-1, 1), repeat=3)))
         self._shadow_geoms = np.array([i for i, m in enumerate(self.geom_material) if m.name == "contact_shadow"], int)
         self._emissive = np.array([m.name if m.emission > 0 or m.name in GLOWING else "" for m in self.geom_material])
+
+        twins = [m.texture is not None and f"{m.texture}_lit" in TEXTURES for m in self.geom_material]
+        self.facade_geoms = np.array([*twins, False])
+        """bool [geoms + 1]: whether a geom's texture has windows that are lit at night."""
 
         # In pixels; what shines is seen from farther away than what doesn't.
         self._least_radius = np.where(self._emissive != "", 0.35, 0.8)
@@ -143,12 +154,6 @@ class Renderer:
     def glow_names(self) -> np.ndarray:
         """For each geom the name of its glowing material, or an empty string."""
         return self._emissive
-
-    @property
-    def facade_geoms(self) -> np.ndarray:
-        """bool [geoms + 1]: whether a geom's texture has windows that are lit at night."""
-        twins = [m.texture is not None and f"{m.texture}_lit" in TEXTURES for m in self.geom_material]
-        return np.array([*twins, False])
 
     @property
     def signal_geoms(self) -> dict[int, str]:
@@ -164,40 +169,59 @@ class Renderer:
         self._light(light)
         self._light_windows(scene.conditions.dark)
         T_world_cam = scene.T_world_cam(camera)
-        self._cull(camera, T_world_cam)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 1
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
+        shown = self._not_hidden(self._in_view(camera, T_world_cam), camera, T_world_cam)
+        self._draw(shown, camera, T_world_cam)
+        ids = np.empty((self.height, self.width, 3), np.uint8)
+        depth = np.empty((self.height, self.width), np.float32)
+        mujoco.mjr_readPixels(ids, depth, self._viewport, self._context)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 0
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 0
+        geom = self._geoms_of(ids[::-1], shown)
+        self._draw(np.flatnonzero(self._worth_colour(geom, shown)), camera, T_world_cam)
+        rgb = np.empty((self.height, self.width, 3), np.uint8)
+        mujoco.mjr_readPixels(rgb, None, self._viewport, self._context)
+        metres = (NEAR * FAR) / (NEAR + depth[::-1] * (FAR - NEAR))
+        metres[geom < 0] = np.inf
+        instance = self._instance_of_geom[geom]
+        return Frame(np.ascontiguousarray(rgb[::-1]), metres, geom, self._label_of_geom[geom], instance)
+
+    def _draw(self, geoms: np.ndarray, camera: Camera, T_world_cam: np.ndarray) -> None:
+        """Render these geoms [N] and nothing else."""
+        mujoco = self._mujoco
+        self.model.geom_group[:] = _HIDDEN_GROUP
+        self.model.geom_group[geoms] = 0
         mujoco.mjv_updateScene(
             self.model, self.data, self._option, self._perturb, self._free_camera,
             mujoco.mjtCatBit.mjCAT_ALL, self._scene,
         )  # fmt: skip
         self._aim(camera, T_world_cam)
-        rgb = np.empty((self.height, self.width, 3), np.uint8)
-        ids = np.empty((self.height, self.width, 3), np.uint8)
-        depth = np.empty((self.height, self.width), np.float32)
         mujoco.mjr_render(self._viewport, self._scene, self._context)
-        mujoco.mjr_readPixels(rgb, None, self._viewport, self._context)
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 1
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
-        mujoco.mjr_render(self._viewport, self._scene, self._context)
-        mujoco.mjr_readPixels(ids, depth, self._viewport, self._context)
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 0
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 0
-        return self._decode(rgb[::-1], ids[::-1], depth[::-1])
 
-    def _decode(self, rgb: np.ndarray, ids: np.ndarray, depth: np.ndarray) -> Frame:
-        shown = self._scene.geoms[: self._scene.ngeom]
-        table = np.full(len(shown) + 1, -1, np.int32)
-        for entry in shown:
-            if entry.segid >= 0:
-                table[entry.segid + 1] = entry.objid
+    def _geoms_of(self, ids: np.ndarray, shown: np.ndarray) -> np.ndarray:
+        """Geoms int32 [H, W] from the colours that stand for them. shown: the drawn ones, in MuJoCo's order, by id."""
         code = ids[..., 0].astype(np.int32) | (ids[..., 1].astype(np.int32) << 8) | (ids[..., 2].astype(np.int32) << 16)
-        geom = table[np.clip(code, 0, len(shown))]
-        metres = (NEAR * FAR) / (NEAR + depth * (FAR - NEAR))
-        metres[geom < 0] = np.inf
-        instance = self._instance_of_geom[geom]
-        return Frame(np.ascontiguousarray(rgb), metres, geom, self._label_of_geom[geom], instance)
+        table = np.concatenate([[-1], shown]).astype(np.int32)
+        return table[np.clip(code, 0, len(shown))]
+
+    def _worth_colour(self, geom: np.ndarray, shown: np.ndarray) -> np.ndarray:
+        """bool [geoms]: those of the drawn ones that have a pixel of their own or shine through a shadow patch."""
+        worth = np.zeros(self.model.ngeom + 1, bool)
+        worth[geom] = True
+        worth = worth[:-1]
+        patches = self._shadow_geoms[worth[self._shadow_geoms]]
+        if len(patches):
+            centres, radius = self.data.geom_xpos, self.model.geom_rbound
+            gap = np.linalg.norm(centres[shown, None] - centres[None, patches], axis=-1)
+            worth[shown[(gap < radius[shown, None] + radius[patches] + 0.5).any(axis=1)]] = True
+        return worth
 
     def place(self, scene: Scene) -> None:
         """Move the pre-allocated bodies to a scene's actors; the others sink out of sight."""
+        if scene is self._placed:
+            return  # another camera of the same moment
+        self._placed = None
         model, data = self.model, self.data
         data.mocap_pos[:] = (0.0, 0.0, -80.0)
         data.mocap_quat[:] = (1.0, 0.0, 0.0, 0.0)
@@ -228,6 +252,7 @@ class Renderer:
         self._label_of_geom = self.geom_label.copy()
         self._label_of_geom[self._shadow_geoms] = body_ground[self.geom_body[self._shadow_geoms]]
         self._instance_of_geom[self._shadow_geoms] = 0
+        self._placed = scene
 
     def _light(self, light: Light) -> None:
         self.model.light_diffuse[0] = light.sun
@@ -240,8 +265,8 @@ class Renderer:
         """Give facades their night material or their day material."""
         self.model.geom_matid[self._facades] = self._facade_materials[int(dark)]
 
-    def _cull(self, camera: Camera, T_world_cam: np.ndarray) -> None:
-        """Hide geoms outside the view, and those too small to make a pixel."""
+    def _in_view(self, camera: Camera, T_world_cam: np.ndarray) -> np.ndarray:
+        """Geoms [N] that are not outside the view, nor too small to make a pixel."""
         local = (self.data.geom_xpos - T_world_cam[:3, 3]) @ T_world_cam[:3, :3]
         radius = self.model.geom_rbound
         depth = local[:, 2]
@@ -251,7 +276,32 @@ class Renderer:
         visible &= (-local[:, 0] - left * depth) / norm_left < radius
         visible &= (local[:, 0] - right * depth) / norm_right < radius
         visible &= radius * camera.fx > self._least_radius * np.maximum(depth, 0.1)
-        self.model.geom_group[:] = np.where(visible, 0, _HIDDEN_GROUP)
+        return np.flatnonzero(visible)
+
+    def _not_hidden(self, geoms: np.ndarray, camera: Camera, T_world_cam: np.ndarray) -> np.ndarray:
+        """Those of the geoms [N] that are not surely behind buildings: of a street's things one in ten is seen.
+
+        The larger buildings alone are drawn first. What lies behind their depth all over the pixels that its box
+        covers, and a pixel of slack round them, gets no pixel: the picture is the same as without this.
+        """
+        ahead = (self.data.geom_xpos[geoms] - T_world_cam[:3, 3]) @ T_world_cam[:3, 2]
+        large = self.model.geom_rbound[geoms] * camera.fx > LEAST_OCCLUDER * self.width * ahead
+        walls = geoms[large & self._is_wall[geoms]]
+        if not len(walls):
+            return geoms
+        self._draw(walls, camera, T_world_cam)
+        depth = np.empty((self.height, self.width), np.float32)
+        self._mujoco.mjr_readPixels(None, depth, self._viewport, self._context)
+        farthest = _Pyramid(depth[::-1])
+        axes = T_world_cam[:3, :3].T @ self.data.geom_xmat[geoms].reshape(-1, 3, 3)
+        corners = self._box_corners[geoms] @ axes.transpose(0, 2, 1)
+        corners += ((self.data.geom_xpos[geoms] - T_world_cam[:3, 3]) @ T_world_cam[:3, :3])[:, None]
+        nearest = corners[..., 2].min(axis=1) - 0.05
+        before = nearest > NEAR
+        pixels = corners[..., :2] / np.where(before[:, None], corners[..., 2], 1.0)[..., None]
+        pixels = pixels * [camera.fx, camera.fy] + [camera.cx, camera.cy]
+        least = farthest.least(np.floor(pixels.min(axis=1)) - 1, np.ceil(pixels.max(axis=1)))
+        return geoms[~(before & (least > (NEAR * FAR / np.where(before, nearest, 1.0) - NEAR) / (FAR - NEAR)))]
 
     def _aim(self, camera: Camera, T_world_cam: np.ndarray) -> None:
         rotation, position = T_world_cam[:3, :3], T_world_cam[:3, 3]
@@ -264,6 +314,38 @@ class Renderer:
             eye.frustum_bottom = -NEAR * (camera.height - camera.cy) / camera.fy
             eye.frustum_center = NEAR * (camera.width / 2 - camera.cx) / camera.fx
             eye.frustum_width = NEAR * camera.width / 2 / camera.fx
+
+
+class _Pyramid:
+    """Least values of a picture over rectangles, by coarser and coarser copies of it."""
+
+    def __init__(self, picture: np.ndarray) -> None:
+        self.height, self.width = picture.shape
+        levels, offsets, level = [picture], [0], picture
+        while max(level.shape) > 1:
+            level = np.pad(level, ((0, level.shape[0] % 2), (0, level.shape[1] % 2)), mode="edge")
+            level = np.minimum(level[::2], level[1::2])
+            level = np.minimum(level[:, ::2], level[:, 1::2])
+            offsets.append(offsets[-1] + levels[-1].size)
+            levels.append(level)
+        self._values = np.concatenate([level.ravel() for level in levels])
+        self._offsets = np.array(offsets)
+        self._widths = np.array([level.shape[1] for level in levels])
+
+    def least(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """The least value [N] within the pixels low to high (x, y) [N, 2], both included, or of a few more."""
+        last = np.array([self.width - 1, self.height - 1])
+        low, high = np.clip(low, 0, last).astype(np.int64), np.clip(high, 0, last).astype(np.int64)
+        # A level at which a rectangle touches five cells at most each way.
+        span = (high - low).max(axis=1)
+        level = np.maximum(np.ceil(np.log2(np.maximum(span, 1) / 4)), 0).astype(np.int64)
+        low, high = low >> level[:, None], high >> level[:, None]
+        found = np.full(len(low), np.inf, np.float32)
+        for step_y in range(5):
+            row = np.minimum(low[:, 1] + step_y, high[:, 1]) * self._widths[level] + self._offsets[level]
+            for step_x in range(5):
+                np.minimum(found, self._values[row + np.minimum(low[:, 0] + step_x, high[:, 0])], out=found)
+        return found
 
 
 GLOWING = frozenset(

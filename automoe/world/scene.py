@@ -45,8 +45,8 @@ class LampPost:
 class StagedTown:
     """A town with everything that stands still in it, and the assets that may move through it.
 
-    `ground` parts lie in world coordinates. `assets` maps keys to assets; `fleet` lists, by BDD category, the keys
-    that traffic may use, each at most `copies[key]` times in a scene.
+    `ground` parts lie in world coordinates. `assets` maps keys to assets; `fleet` lists, by BDD category (and by
+    furnish.POSTURES), the keys that traffic may use, each at most `copies[key]` times in a scene.
     """
 
     town: Town

@@ -221,16 +221,18 @@ def _flat(area: BaseGeometry, height: float, material: Material, label: str) -> 
     ]
     corners: list[np.ndarray] = []
     for polygon in polygons:
-        for triangle in shapely.constrained_delaunay_triangles(polygon).geoms:
-            ring = np.array(shapely.geometry.polygon.orient(triangle).exterior.coords)[:3, :2]
-            corners.append(ring)
+        triangles = shapely.get_parts(shapely.constrained_delaunay_triangles(polygon))
+        rings = shapely.get_coordinates(triangles).reshape(-1, 4, 2)[:, :3].copy()
+        first, second, third = rings.transpose(1, 0, 2)
+        doubled = _cross(second - first, third - first)
+        rings[doubled < 0, 1:] = rings[doubled < 0, :0:-1]  # counter-clockwise
+        corners.append(rings.reshape(-1, 2))
     if not corners:
         return None
     points, faces = np.unique(np.concatenate(corners).round(4), axis=0, return_inverse=True)
     faces = faces.reshape(-1, 3)
     a, b, c = points[faces[:, 0]], points[faces[:, 1]], points[faces[:, 2]]
-    doubled = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
-    faces = faces[doubled > 1e-5]
+    faces = faces[_cross(b - a, c - a) > 1e-5]
     if not len(faces):
         return None
     vertices = np.column_stack([points, np.full(len(points), height)]).astype(np.float32)
@@ -238,6 +240,11 @@ def _flat(area: BaseGeometry, height: float, material: Material, label: str) -> 
     if material.texture is not None:
         uv = (points / _UV_METRES[material.texture]).astype(np.float32)
     return Part(vertices, faces.astype(np.int32), material, label, uv)
+
+
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cross products [N] of vectors [N, 2]."""
+    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
 
 
 def _kerbs(road: BaseGeometry) -> list[Part]:

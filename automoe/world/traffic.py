@@ -21,6 +21,9 @@ EGO_FRONT, EGO_BACK = 3.7, 0.9
 REACH = 130.0
 """Traffic is placed within this distance of the ego."""
 
+BACKREST = 0.22
+"""Metres that people on a bench reach behind its middle."""
+
 
 @dataclass(frozen=True)
 class Density:
@@ -35,6 +38,15 @@ class Density:
     mix: tuple[tuple[str, float], ...] = (
         ("car", 0.77), ("truck", 0.06), ("bus", 0.035), ("motorcycle", 0.055), ("bicycle", 0.08),
     )  # fmt: skip
+    parked_mix: tuple[tuple[str, float], ...] = (("car", 0.97), ("truck", 0.03))
+    at_kerb: float = 0.22
+    """Chance of one more two-wheeler on each of the nearest lanes."""
+    standing: float = 0.0
+    """Groups of people who stand on the sidewalk, per 100 m."""
+    sitting: float = 0.0
+    """Chance of somebody on each bench."""
+    cycles: float = 0.0
+    """Rows of bicycles and motorcycles without a rider on the sidewalk, per 100 m."""
 
 
 def draw_conditions(rng: np.random.Generator) -> Conditions:
@@ -71,6 +83,17 @@ def _draw_density(rng: np.random.Generator) -> Density:
     )
 
 
+def draw_nuscenes_density(rng: np.random.Generator) -> Density:
+    """Streets for nuScenes' classes: more buses and two-wheelers, some of them parked, people who stand or sit."""
+    busy = float(rng.uniform(0.6, 1.4))
+    return Density(
+        vehicles=3.4 * busy, parked=float(rng.uniform(0.3, 0.8)), pedestrians=2.6 * busy * rng.uniform(0.4, 1.3),
+        mix=(("car", 0.66), ("truck", 0.08), ("bus", 0.08), ("motorcycle", 0.08), ("bicycle", 0.10)),
+        parked_mix=(("car", 0.73), ("truck", 0.04), ("bus", 0.03), ("trailer", 0.17), ("motorcycle", 0.03)),
+        at_kerb=0.3, standing=1.2, sitting=0.7, cycles=1.0,
+    )  # fmt: skip
+
+
 class _Sampler:
     """Places road users one by one; a rectangle grid is not needed, a list of circles is quick enough."""
 
@@ -103,7 +126,9 @@ class _Sampler:
             if lane.kind == "parking":
                 self._park(lane)
             elif lane.kind == "sidewalk":
+                self._stay(lane)
                 self._walk(lane)
+        self._sit()
         self._cross()
         kind = "residential" if self.town.style.kind == "residential" else "city street"
         return Scene(self.stage, self.time, self.conditions, self.ego, tuple(self.actors), kind)
@@ -197,11 +222,16 @@ class _Sampler:
         self.footprints.append(_discs(np.asarray(point), asset.size[0], asset.size[1], yaw))
         self.next_id += 1
         self.actors.append(actor)
-        if asset.rider is not None:
+        if asset.rider is not None and not actor.parked:
             rider = replace(actor, id=self.next_id, category="rider", size=asset.rider.size, mount=actor.id)
             self.next_id += 1
             self.actors.append(rider)
         return actor
+
+    def _add_parked(self, key: str, point, z: float, yaw, **extra) -> None:
+        category = str(self.stage.assets[key].category)
+        actor = self._add(category, key, point, z, yaw, parked=True, **extra)
+        self.actors[-1] = replace(actor, lights=False)
 
     def _vehicle_on(self, lane: Lane, front: float, category: str, speed: float, braking: bool) -> float | None:
         """Put a vehicle with its nose at `front`; returns where its tail is, None when it found no place."""
@@ -270,7 +300,7 @@ class _Sampler:
         """Cyclists keep to the edge of the road, more of them near the ego than chance would put there."""
         lanes = [lane for lane in near if lane.kind == "driving" and lane.junction is None and lane.right is None]
         for lane in lanes[:6]:
-            if self.rng.random() < 0.22:
+            if self.rng.random() < self.density.at_kerb:
                 category = "bicycle" if self.rng.random() < 0.65 else "motorcycle"
                 self._vehicle_on(lane, float(self.rng.uniform(4, lane.length)), category, 5.0, False)
 
@@ -278,25 +308,24 @@ class _Sampler:
         rng = self.rng
         along = 12.0
         closed = self.stage.closed.get(lane.id, ())
-        trailers = "trailer" in self.stage.fleet
         while along < lane.length - 12.0:
             site = next((end for start, end in closed if start - 13.0 < along < end), None)
             if site is not None:
                 along = site + 1.0
             elif rng.random() < self.density.parked:
-                category = "car" if rng.random() < 0.97 else "truck"
-                if trailers and rng.random() < 0.06:
-                    category = "trailer"
+                category = _draw(self.density.parked_mix, float(rng.random()))
                 key = self._pick(category)
-                if key is None:
+                if key is None and category in ("car", "truck"):
                     return
+                if key is None:
+                    along += 6.0
+                    continue
                 length, width, _ = self.stage.assets[key].size
                 point, heading = lane.at(along + length / 2)
                 point = point + rng.normal(0, 0.08) * np.array([-math.sin(heading), math.cos(heading)])
                 yaw = heading + np.radians(rng.normal(0, 1.2))
                 if along + length < lane.length - 8.0 and self._clear(point, length, width, yaw):
-                    actor = self._add(category, key, point, 0.0, yaw, lane=lane.id, parked=True)
-                    self.actors[-1] = replace(actor, lights=False)
+                    self._add_parked(key, point, 0.0, yaw, lane=lane.id)
                 along += length + rng.uniform(0.8, 1.8)
             else:
                 along += 6.0
@@ -318,8 +347,49 @@ class _Sampler:
             if self._clear_of_furniture(point):
                 self._add("pedestrian", key, point, KERB_HEIGHT, yaw, speed=1.3)
 
-    def _clear_of_furniture(self, point: np.ndarray) -> bool:
-        near = ((self._furniture - point) ** 2).sum(1).min(initial=9.0) > 0.5
+    def _stay(self, lane: Lane) -> None:
+        """Who and what stays on a sidewalk, on its far side from the road: groups of people, rows of cycles."""
+        rng, density = self.rng, self.density
+        if not density.standing and not density.cycles:
+            return
+        for _ in range(int(rng.poisson(density.standing * lane.length / 100.0))):
+            along = float(rng.uniform(1.0, lane.length - 1.0))
+            count = int(rng.integers(1, 4))
+            for number in range(count):
+                point, heading = lane.at(along + 0.8 * number)
+                point = point - rng.uniform(0.95, 1.3) * np.array([-math.sin(heading), math.cos(heading)])
+                # Those of a group look at each other, somebody alone wherever he likes.
+                turn = rng.uniform(0, 2 * math.pi) if count == 1 else math.pi * (number % 2) + rng.normal(0, 0.5)
+                key = self._pick("standing")
+                if key is not None and self._clear_of_furniture(point):
+                    self._add("pedestrian", key, point, KERB_HEIGHT, heading + turn)
+        for _ in range(int(rng.poisson(density.cycles * lane.length / 100.0))):
+            along = float(rng.uniform(1.0, lane.length - 1.0))
+            for number in range(int(rng.integers(1, 4))):
+                key = self._pick("bicycle" if rng.random() < 0.6 else "motorcycle")
+                point, heading = lane.at(along + 2.3 * number)
+                point = point - rng.uniform(1.15, 1.25) * np.array([-math.sin(heading), math.cos(heading)])
+                yaw = float(heading + (math.pi if rng.random() < 0.5 else 0.0) + rng.normal(0, 0.05))
+                if key is not None and self._clear(point, 2.0, 0.6, yaw) and self._clear_of_furniture(point, 1.7):
+                    self._add_parked(key, point, KERB_HEIGHT, yaw)
+
+    def _sit(self) -> None:
+        """People on the benches."""
+        if not self.density.sitting:
+            return
+        for bench in self.stage.placements:
+            near = math.hypot(bench.x - self.ego.x, bench.y - self.ego.y) < REACH
+            if bench.asset == "bench" and near and self.rng.random() < self.density.sitting:
+                key = self._pick("sitting")
+                if key is None:
+                    return
+                forward = np.array([math.cos(bench.yaw), math.sin(bench.yaw)])
+                aside = self.rng.uniform(-0.5, 0.5) * np.array([-forward[1], forward[0]])
+                reach = self.stage.assets[key].size[0] / 2 - BACKREST
+                self._add("pedestrian", key, np.array([bench.x, bench.y]) + reach * forward + aside, bench.z, bench.yaw)
+
+    def _clear_of_furniture(self, point: np.ndarray, distance: float = math.sqrt(0.5)) -> bool:
+        near = ((self._furniture - point) ** 2).sum(1).min(initial=9.0) > distance**2
         others = all(
             (a.x - point[0]) ** 2 + (a.y - point[1]) ** 2 > 0.4 for a in self.actors if a.category == "pedestrian"
         )
@@ -353,6 +423,15 @@ class _Sampler:
                 if self._clear(point, 0.6, 0.6, 0.0):
                     yaw = heading + (math.pi if self.rng.random() < 0.5 else 0.0)
                     self._add("pedestrian", key, point, 0.0, yaw + self.rng.normal(0, 0.1), speed=1.3)
+
+
+def _draw(mix: tuple[tuple[str, float], ...], chance: float) -> str:
+    """The name at a chance in [0, 1) of a mix of (name, share); shares make 1."""
+    for name, share in mix:
+        chance -= share
+        if chance < 0:
+            return name
+    return mix[-1][0]
 
 
 def _discs(point: np.ndarray, length: float, width: float, yaw: float) -> np.ndarray:

@@ -23,12 +23,13 @@ from automoe.world import nuscenes_writer, town
 from automoe.world.furnish import stage_town
 from automoe.world.lidar import LidarCaster
 from automoe.world.look import scene_light
-from automoe.world.nuscenes_writer import TRAIN_TOWNS, VAL_TOWNS, VERSION, export_nuscenes
+from automoe.world.motion import Traffic
+from automoe.world.nuscenes_writer import TRAIN_TOWNS, VAL_TOWNS, VERSION, export_nuscenes, list_things
 from automoe.world.renderer import Renderer
 from automoe.world.rig import nuscenes_cameras, nuscenes_lidar
 from automoe.world.scene import Conditions, world_to_camera
 from automoe.world.scene import project as scene_project
-from automoe.world.traffic import sample_scene
+from automoe.world.traffic import draw_nuscenes_density, sample_scene
 
 SIZE = (160, 90)
 
@@ -111,6 +112,30 @@ def test_boxes_hold_the_points_that_they_say(export: Path) -> None:
         np.testing.assert_allclose(found, sample.boxes.points, atol=1)  # a point on the skin may round to either side
         counted += int(found.sum())
     assert counted > 100
+
+
+def test_points_are_counted_as_by_trying_every_box() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-20, 20, (4000, 3)) * [1, 1, 0.1]
+    boxes = np.column_stack([rng.uniform(-25, 25, (60, 2)), np.zeros(60), rng.uniform(0.3, 9, (60, 3)),
+                             rng.uniform(-4, 4, 60)])  # fmt: skip
+    assert nuscenes_writer.count_points(points, boxes) == points_inside(points, boxes).sum(axis=0).tolist()
+
+
+def test_cycles_without_riders_and_people_who_stand_or_sit_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_towns(monkeypatch)
+    stage = stage_town("tests-25")
+    attributes: set[str | None] = set()
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        traffic = Traffic(sample_scene(stage, rng, Conditions(), draw_nuscenes_density(rng)), seed)
+        before = {thing.instances: thing for thing in list_things(traffic.step(0.05))}
+        after = {thing.instances: thing for thing in list_things(traffic.step(0.5))}
+        attributes |= {thing.attribute for thing in after.values()}
+        for instances, thing in after.items():
+            if thing.attribute in ("cycle.without_rider", "pedestrian.sitting_lying_down", "vehicle.parked"):
+                assert thing.box == before[instances].box
+    assert {"cycle.without_rider", "pedestrian.standing", "pedestrian.sitting_lying_down"} <= attributes
 
 
 def test_cameras_and_lidar_see_the_same_things_at_the_same_places(monkeypatch: pytest.MonkeyPatch) -> None:

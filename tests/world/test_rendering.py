@@ -219,3 +219,47 @@ def test_lidar_points_lie_on_what_they_hit(small_stage):
     assert (np.abs(on_car[:, :2] - car.centre[:2]).max(1) < car.size[0]).all()
     along, _ = polyline.project(lane.centre, on_car[:, :2].mean(0))
     assert along < 18.0  # it sees the rear
+
+
+def test_what_is_not_drawn_would_not_be_seen(small_stage, renderer, monkeypatch: pytest.MonkeyPatch):
+    """Leaving out what buildings hide, and colour where something else has the pixel, changes nothing."""
+    scenes = [sample_scene(small_stage, np.random.default_rng(seed)) for seed in range(4)]
+    frames = [renderer.render(scene, CAMERA, Light()) for scene in scenes]
+    drawn: list[tuple[int, int]] = []
+    kept = Renderer._not_hidden
+
+    def all_of_them(self, geoms, camera, T_world_cam):
+        drawn.append((len(geoms), len(kept(self, geoms, camera, T_world_cam))))
+        return geoms
+
+    monkeypatch.setattr(Renderer, "_not_hidden", all_of_them)
+    monkeypatch.setattr(
+        Renderer, "_worth_colour", lambda self, geom, shown: np.isin(np.arange(self.model.ngeom), shown)
+    )
+    for scene, frame in zip(scenes, frames, strict=True):
+        whole = renderer.render(scene, CAMERA, Light())
+        for name in ("rgb", "depth", "geom", "semantic", "instance"):
+            np.testing.assert_array_equal(getattr(frame, name), getattr(whole, name), err_msg=name)
+    assert sum(few for _, few in drawn) < 0.9 * sum(all_ for all_, _ in drawn)
+
+
+def test_geoms_are_drawn_in_the_order_of_their_ids(small_stage, renderer):
+    """Their colours in the id picture count them in this order."""
+    scene = sample_scene(small_stage, np.random.default_rng(1))
+    renderer.place(scene)
+    shown = renderer._in_view(CAMERA, scene.T_world_cam(CAMERA))
+    renderer._draw(shown, CAMERA, scene.T_world_cam(CAMERA))
+    entries = renderer._scene.geoms[: renderer._scene.ngeom]
+    assert [(entry.segid, entry.objid) for entry in entries] == list(enumerate(shown.tolist()))
+
+
+def test_the_lidar_hits_movers_as_if_they_were_part_of_the_town(small_stage):
+    caster, lidar = LidarCaster(small_stage), roof_lidar(32, 360)
+    for seed in range(3):
+        scene = sample_scene(small_stage, np.random.default_rng(seed))
+        frozen = replace(scene, actors=tuple(replace(actor, parked=True) for actor in scene.actors))
+        moving, standing = caster.sweep(scene, lidar), caster.sweep(frozen, lidar)
+        np.testing.assert_allclose(moving.distance, standing.distance, atol=1e-3)
+        np.testing.assert_array_equal(moving.instance, standing.instance)
+        np.testing.assert_array_equal(moving.semantic, standing.semantic)
+        assert (moving.instance > 0).sum() > 50

@@ -7,7 +7,7 @@ generator gives the same person in every phase of a step.
 # ruff: noqa: RUF005 (vectors are added here, not lists joined)
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -158,6 +158,23 @@ def seated_pose(hip: np.ndarray, feet: tuple[np.ndarray, np.ndarray], grips: tup
     return Pose(hip, chest, head, (knees[0], knees[1]), feet, (elbows[0], elbows[1]), grips, (forwards, forwards))
 
 
+def standing_pose() -> Pose:
+    """Both feet on the ground, arms down."""
+    pose = walking_pose(0.0)
+    knees = [pose.hip + [0.01, side * HIP_HALF, -THIGH] for side in (1, -1)]
+    ankles = [knee + [-0.02, side * 0.012, -SHIN] for knee, side in zip(knees, (1, -1), strict=True)]
+    outwards = (np.array([1.0, 0.25, 0.0]), np.array([1.0, -0.25, 0.0]))
+    return replace(pose, knees=(knees[0], knees[1]), ankles=(ankles[0], ankles[1]), toes=outwards)
+
+
+def bench_pose(height: float) -> Pose:
+    """Somebody of that height (metres) on a bench, hands on the thighs."""
+    hip = np.array([0.0, 0.0, 0.57])
+    feet = [np.array([0.43, side * 0.11, 0.06]) / height for side in (1, -1)]
+    grips = [np.array([0.29, side * 0.12, 0.66]) / height for side in (1, -1)]
+    return seated_pose(hip / height, (feet[0], feet[1]), (grips[0], grips[1]), -0.12)
+
+
 def _bend(start: np.ndarray, end: np.ndarray, first: float, second: float, towards: np.ndarray) -> np.ndarray:
     """The joint between two limbs of given lengths from `start` to `end`, bending `towards`; reaches are clipped."""
     along = end - start
@@ -260,14 +277,18 @@ def _foot(builder: Builder, h: float, ankle: np.ndarray, toes: np.ndarray) -> No
     builder.add(SHOES, Soup((turned.corners + ankle) * h, turned.uv))
 
 
-def make_person(rng: np.random.Generator, pose_phase: float = 0.0) -> Asset:
-    """A pedestrian (category "pedestrian") who walks along +x.
+def make_person(rng: np.random.Generator, pose_phase: float = 0.0, posture: str = "walking") -> Asset:
+    """A pedestrian (category "pedestrian") who walks along +x, or stands or sits facing it.
 
-    pose_phase: place in the step's cycle, 0..1. Equal generators give the same person in every phase; the size is
-    that of this pose.
+    pose_phase: place in the step's cycle, 0..1. posture: "walking", "standing" or "sitting", and an attribute of the
+    asset. Equal generators give the same person in every pose; the size is that of this pose. Children don't sit.
     """
     look = draw_look(rng)
+    if posture == "sitting":
+        look = replace(look, height=max(look.height, 1.55))
+    pose = {"walking": lambda: walking_pose(pose_phase), "standing": standing_pose,
+            "sitting": lambda: bench_pose(look.height)}[posture]()  # fmt: skip
     builder = Builder("person")
-    build_figure(builder, look, walking_pose(pose_phase))
+    build_figure(builder, look, pose)
     kind = "child" if look.height < 1.45 else "adult"
-    return assemble("person", builder.parts(), "pedestrian", attributes={"variant": kind})
+    return assemble("person", builder.parts(), "pedestrian", attributes={"variant": kind, "posture": posture})
