@@ -101,7 +101,7 @@ def evaluate_in(
 def table(metrics: Mapping[str, float | None], kind: Kind) -> str:
     """The metrics as a plain text table; what an expert's auxiliary head says alone stands below it."""
     official = {key: value for key, value in metrics.items() if not key.startswith("heatmap/")}
-    alone = [f"{key.removeprefix('heatmap/')} {value:.4g}" for key, value in metrics.items()
+    alone = [f"{key.removeprefix('heatmap/')} {value:.{kind.decimals}f}" for key, value in metrics.items()
              if key.startswith("heatmap/") and value is not None]  # fmt: skip
     text = kind.table(official)
     return text + (f"\n\nThe heatmap head alone, without the decoder: {'  '.join(alone)}" if alone else "")

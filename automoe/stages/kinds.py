@@ -23,7 +23,8 @@ Metrics = Mapping[str, float | None]
 @dataclass(frozen=True)
 class Kind:
     """task: whose prepared sets it reads. default_root: where its data is looked for in the checkout. open: an expert's
-    evaluation set from a prepared directory and a limit of samples. unit: what one sample is called, in the plural."""
+    evaluation set from a prepared directory and a limit of samples. unit: what one sample is called, in the plural.
+    decimals: of metrics in text."""
 
     task: str
     default_root: str
@@ -32,6 +33,7 @@ class Kind:
     table: Callable[[Metrics], str]
     writer: Callable[[Path, TrainedExpert, Distributed], PredictionWriter]
     unit: str = "images"
+    decimals: int = 2
 
 
 def kind_of(expert: TrainedExpert) -> Kind:
@@ -66,6 +68,7 @@ KINDS: dict[str, Kind] = {
         format_nuscenes_table,
         SubmissionWriter,
         unit="samples",
+        decimals=4,
     ),
 }
 """By registered name of the expert."""
