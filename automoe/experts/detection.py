@@ -104,11 +104,15 @@ class DetectionExpert(ImageExpert):
         """Feature maps [B, D, h, w] of every stride, fine to coarse, of normalised images [B, 3, H, W]."""
         return self.pyramid(self.backbone(images))
 
+    def heat(self, maps: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """The heatmap head on each of the `features`: class logits [B, C, h, w] and boxes [B, h, w, 4]."""
+        return [self.heatmap(m) for m in maps]
+
     def detect(
         self, maps: list[Tensor], size: tuple[int, int], denoising_boxes: Tensor | None = None
     ) -> dict[str, Any]:
         """What `forward` returns, from `features` of images of `size` (H, W)."""
-        heats = [self.heatmap(m) for m in maps]
+        heats = self.heat(maps)
         heat_logits, heat_boxes = [logits for logits, _ in heats], [boxes for _, boxes in heats]
         seeds = select_seeds(heat_logits, heat_boxes, self.config.num_queries)
         logits, boxes = seeds.logits.detach(), seeds.boxes.detach()

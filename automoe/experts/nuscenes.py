@@ -170,10 +170,13 @@ class NuscenesExpert(Expert):
         batch: Mapping[str, Any],
         denoising_numbers: Tensor | None = None,
         image_denoising_boxes: Tensor | None = None,
+        *,
+        image_boxes: bool = True,
     ) -> dict[str, Any]:
         """batch: `points` [B, P, 5] and `point_count` [B]; `image` uint8 [B, N, 3, H, W] with `T_cam_ego` [B, N, 4, 4],
         `intrinsic` [B, N, 3, 3] and `present` bool [B, N]. denoising_numbers: [B, M, 10], jittered true boxes, and
-        image_denoising_boxes [B * N, M, 4] (training only)."""
+        image_denoising_boxes [B * N, M, 4] (training only). image_boxes: whether the image branch's own boxes are wanted;
+        nothing else depends on its decoder."""
         out: dict[str, Any] = {}
         sources, cameras, columns, rig, painted = [], [], (), None, None
         grid, side = self.config.grid, self.config.grid.side // 2
@@ -182,8 +185,12 @@ class NuscenesExpert(Expert):
             size = (images.shape[-2], images.shape[-1])
             rig = Rig(batch["T_cam_ego"], batch["intrinsic"], size, batch["present"])
             features = self.image.features(self.image.normalise(images))
-            out["image"] = self.image.detect(features, size, image_denoising_boxes)
-            shown = torch.cat([self.paint(features[0]), _evidence(out["image"]["heat_logits"])], dim=1)
+            if image_boxes:
+                out["image"] = self.image.detect(features, size, image_denoising_boxes)
+                heats = out["image"]["heat_logits"]
+            else:
+                heats = [logits for logits, _ in self.image.heat(features)]
+            shown = torch.cat([self.paint(features[0]), _evidence(heats)], dim=1)
             wide = rig.side_by_side(shown)
             sources.append(self._lifted(wide, rig, shown.shape[-1], side))
             cameras = [rig.side_by_side(self.for_decoder(one)) for one in features]
@@ -238,7 +245,7 @@ class NuscenesExpert(Expert):
     def predict_batch(self, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
         """Per sample, in its ego frame and best first: `boxes` [K, 7] (x, y, z, l, w, h, yaw), `velocity` [K, 2],
         `scores`, `labels`, `attributes` [K] (-1 for none), and `heatmap/...` likewise for the heatmap head alone."""
-        out = self(batch)
+        out = self(batch, image_boxes=False)
         sets = [
             ("", out["logits"][-1], out["numbers"][-1], out["attributes"]),
             ("heatmap/", out["seed_logits"], out["seed_numbers"], out["attributes"]),
