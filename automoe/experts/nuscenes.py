@@ -50,6 +50,10 @@ QUALITY_METRES = 2.0
 NEGATIVE_METRES = 1.0
 """A negative denoising copy so near to a true box is neither that nor background."""
 
+TIMID = 0.1
+"""How loud pictures are where they meet the LiDAR's points and map. An optimizer that takes equal steps in all weights
+would otherwise fill the map with what an image branch says before it has learnt anything."""
+
 Target = dict[str, Tensor]
 
 
@@ -190,7 +194,7 @@ class NuscenesExpert(Expert):
                 heats = out["image"]["heat_logits"]
             else:
                 heats = [logits for logits, _ in self.image.heat(features)]
-            shown = torch.cat([self.paint(features[0]), _evidence(heats)], dim=1)
+            shown = torch.cat([self.paint(features[0]) * TIMID, _evidence(heats)], dim=1)
             wide = rig.side_by_side(shown)
             sources.append(self._lifted(wide, rig, shown.shape[-1], side))
             cameras = [rig.side_by_side(self.for_decoder(one)) for one in features]
@@ -300,6 +304,8 @@ class NuscenesExpert(Expert):
             spots = F.pad(centres, (0, 1), value=height).expand(len(wide), -1, -1)
             found.append(_sample_wide(wide, rig.locate(spots, columns)))
         lifted = self.lift(torch.cat(found, dim=-1).transpose(1, 2).reshape(len(wide), -1, half, half))
+        if self.config.lidar:
+            lifted = lifted * TIMID
         return F.interpolate(lifted, size=(side, side), mode="bilinear", align_corners=False)
 
 
