@@ -179,8 +179,8 @@ class NuscenesExpert(Expert):
     ) -> dict[str, Any]:
         """batch: `points` [B, P, 5] and `point_count` [B]; `image` uint8 [B, N, 3, H, W] with `T_cam_ego` [B, N, 4, 4],
         `intrinsic` [B, N, 3, 3] and `present` bool [B, N]. denoising_numbers: [B, M, 10], jittered true boxes, and
-        image_denoising_boxes [B * N, M, 4] (training only). image_boxes: whether the image branch's own boxes are wanted;
-        nothing else depends on its decoder."""
+        image_denoising_boxes [B * N, M, 4] (training only). image_boxes: whether the image branch's own boxes are
+        wanted; nothing else depends on its decoder."""
         out: dict[str, Any] = {}
         sources, cameras, columns, rig, painted = [], [], (), None, None
         grid, side = self.config.grid, self.config.grid.side // 2
