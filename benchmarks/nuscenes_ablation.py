@@ -25,7 +25,7 @@ from automoe.data.prepared import ensure_prepared
 from automoe.engine.distributed import setup
 from automoe.engine.loader import evaluation_loader
 from automoe.engine.manifest import origin
-from automoe.errors import AutoMoEError
+from automoe.errors import AutoMoEError, DataError
 from automoe.experts.evaluation import evaluate_expert
 from automoe.experts.inference import load_expert
 from automoe.files import write_text
@@ -49,6 +49,8 @@ class Shuffled:
     def __init__(self, dataset: NuscenesDataset, entry: str, seed: int) -> None:
         self.dataset, self.entry = dataset, entry
         scenes = np.array(dataset.rows.column("scene"))
+        if len(set(scenes)) < 2:
+            raise DataError(f"{dataset.info.path} has samples of one scene only; shuffling needs two")
         rng = np.random.default_rng(seed)
         self.other = np.array([rng.choice(np.flatnonzero(scenes != scene)) for scene in scenes])
 
@@ -120,7 +122,8 @@ def table(found: Mapping[str, Sequence[Mapping[str, float | None]]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     rows = [*TRAINED, *SHUFFLED]
     parser.add_argument("--data_root", type=Path, required=True, help="raw or prepared nuScenes")
@@ -132,7 +135,11 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=rows, default=rows)
     parser.add_argument("--num_workers", type=int, default=1)
     parser.add_argument("--json", type=Path, help="receives every number")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse()
     try:
         found = compare(options)
         info = ensure_prepared(options.data_root, TASK, "val", options.prepared_dir)

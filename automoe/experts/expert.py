@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 CountReducer = Callable[[int], float]
-"""Turns this process's count (of boxes, of pixels) into the mean over all processes."""
+"""Turns this process's count (of boxes, of pixels) into the mean over all processes, as if there were one at least:
+losses are divided by it."""
 
 
 class Expert(nn.Module, ABC):

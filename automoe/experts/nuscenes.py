@@ -508,8 +508,9 @@ def _evidence(heat_logits: list[Tensor]) -> Tensor:
 
 def _sample_wide(feature_map: Tensor, places: Tensor) -> Tensor:
     """[B, D, H, W] at places [B, P, 2] (0 to 1), zero outside: [B, P, D]."""
-    grid = (places * 2 - 1)[:, :, None].to(feature_map.dtype)
-    return F.grid_sample(feature_map, grid, align_corners=False)[..., 0].transpose(1, 2)
+    # In bfloat16 a place would be known to whole cells only.
+    grid = (places.float() * 2 - 1)[:, :, None]
+    return F.grid_sample(feature_map.float(), grid, align_corners=False)[..., 0].transpose(1, 2)
 
 
 @register_expert("nuscenes")

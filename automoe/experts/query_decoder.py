@@ -130,7 +130,8 @@ class DeformableAttention(nn.Module):
         gathered = queries.new_zeros(batch * self.heads, dim // self.heads, count)
         for level, feature_map in enumerate(maps):
             grid = places[:, :, :, level].transpose(1, 2).reshape(batch * self.heads, count, self.points, 2)
-            sampled = F.grid_sample(feature_map, grid.to(feature_map.dtype), align_corners=False)
+            # In bfloat16 a place would be known to whole cells only.
+            sampled = F.grid_sample(feature_map.float(), grid.float(), align_corners=False)
             weight = weights[:, :, :, level].transpose(1, 2).reshape(batch * self.heads, 1, count, self.points)
             gathered = gathered + (sampled * weight).sum(dim=-1)
         return self.out(gathered.view(batch, dim, count).transpose(1, 2))

@@ -17,6 +17,7 @@ from automoe.experts.expert import ExpertStep
 from automoe.experts.nuscenes import (
     NuscenesCriterion,
     NuscenesExpert,
+    _sample_wide,
     attribute_mask,
     box_distance,
     make_denoising,
@@ -690,3 +691,10 @@ def test_a_negative_that_falls_on_another_object_is_not_called_background() -> N
     nearest = torch.cdist(copies[0, :, :2], boxes[:, :2]).amin(dim=1)
     assert (source[0] == -1).any()
     assert nearest[source[0] == -1].min() > 0.5
+
+
+def test_a_map_in_bfloat16_is_sampled_at_exact_places() -> None:
+    columns = torch.arange(256, dtype=torch.bfloat16).expand(1, 1, 2, 256)
+    places = torch.tensor([[[100.3, 1.0], [200.8, 1.0]]]) / torch.tensor([256.0, 2.0])
+    sampled = _sample_wide(columns, places)
+    assert sampled[0, :, 0].tolist() == pytest.approx([99.8, 200.3], abs=1e-3)

@@ -1,4 +1,4 @@
-"""Each expert over-fits the few real BDD100K frames that are at hand: labels, scales and classes survive the whole way.
+"""Each expert over-fits the few real frames that are at hand: labels, scales and classes survive the whole way.
 
 Training and validation frames are the same on purpose: what is tested is that a real frame's truth can be learnt and
 is scored as learnt, from the raw files to the official metrics. It says nothing about accuracy on other frames.
@@ -17,8 +17,13 @@ import pytest
 from PIL import Image
 
 from automoe import taxonomy
+from automoe.data.nuscenes_prepared import TASK, NuscenesRows
+from automoe.data.prepared import ensure_prepared
+from automoe.metrics.nuscenes import filter_boxes
 from automoe.stages.bdd100k import stage_of
+from automoe.stages.nuscenes import NuscenesFlags, train_nuscenes
 from automoe.stages.train_expert import TrainFlags, train_expert
+from automoe.taxonomy import NUSCENES_DETECTION
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -85,3 +90,30 @@ def test_an_expert_over_fits_real_frames(task: str, real_tree: Path, tmp_path: P
     value = result.metrics[metric]
     assert value is not None
     assert value >= least, f"{metric} {value:.1f} on the frames it was trained on: {result.metrics}"
+
+
+@pytest.mark.slow
+def test_the_nuscenes_expert_over_fits_the_real_key_frame(fixtures: Callable[[str], Path], tmp_path: Path) -> None:
+    root = tmp_path / "nuscenes"
+    shutil.copytree(fixtures("nuscenes_one_sample_dataroot"), root)
+    version = root / "v1.0-mini"
+    scenes = [scene["name"] for scene in json.loads((version / "scene.json").read_text())]
+    (version / "splits.json").write_text(json.dumps({"train": scenes, "val": scenes}))
+    still = {"flip": 0.0, "rotate": 0.0, "scale": [1.0, 1.0], "shift": 0.0, "paste": 0, "image": AS_THEY_ARE}
+    image = {"frozen_stages": 3, "num_queries": 30, "decoder_layers": 1, "denoising_groups": 0}
+    engine = {
+        "epochs": 1000, "max_steps": 120, "eval_every": 1000, "batch_size": 1, "num_workers": 0,
+        "learning_rate": 3e-3, "warmup_steps": 10, "clip_norm": 10.0, "ema_decay": 0.9,
+    }  # fmt: skip
+    content = {"size": [160, 256], "sweeps": 0, "model": {"image": image, "num_queries": 120}, "engine": engine}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(content | {"augment": still | {"drop_lidar": 0.0, "drop_cameras": 0.0}}))
+    result = train_nuscenes(
+        NuscenesFlags(config=config, data_root=root, run_name="real", output_root=tmp_path / "out", device="cpu")
+    )
+    row = NuscenesRows(ensure_prepared(root, TASK, "val", None).path).row(0)
+    scored = filter_boxes(row.truth(), row.T_world_ego[:2, 3], row.racks)
+    # The official mean counts classes of which the frame has nothing as zeros.
+    scores = {name: result.metrics[f"AP/{name}"] for name in np.array(NUSCENES_DETECTION)[row.labels[scored]]}
+    assert len(scores) == 5
+    assert np.mean(list(scores.values())) >= 0.9, result.metrics
