@@ -193,6 +193,11 @@ class NuscenesDataset(Dataset[dict[str, Any]]):
         share = np.maximum(present.mean(axis=0), 1 / max(len(self), 1))
         return np.maximum((present / np.sqrt(share)).max(axis=1), 1.0)
 
+    def class_counts(self) -> list[int]:
+        """How many boxes of each class there are."""
+        labels = np.concatenate([np.zeros(0, np.int64), *self.rows.labels()])
+        return np.bincount(labels, minlength=len(NUSCENES_DETECTION)).tolist()
+
     # --- the sample as it is ---
 
     def _check(self) -> None:

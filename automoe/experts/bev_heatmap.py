@@ -104,9 +104,10 @@ def bev_heatmap_loss(
     grid: BevGrid,
     box_loss: Callable[[Tensor, Tensor], Tensor],
     normal: float,
+    class_weight: Tensor,
 ) -> dict[str, Tensor]:
-    """Focal loss on the heatmaps and `box_loss` (of [M, 10] and [M, 10] to [M]) on the boxes around objects, each
-    divided by `normal`.
+    """Focal loss on the heatmaps, weighted by class [C], and `box_loss` (of [M, 10] and [M, 10] to [M]) on the boxes
+    around objects, each divided by `normal`.
 
     targets: per sample `numbers` [N, 10] and `labels` [N].
     """
@@ -119,5 +120,5 @@ def bev_heatmap_loss(
         if bool(rows.any()):
             share = 1 / torch.bincount(owner[rows], minlength=len(target["labels"]))[owner[rows]]
             box_sum = box_sum + (box_loss(own[rows], target["numbers"][owner[rows]]) * share).sum()
-    heat_loss = gaussian_focal_loss(logits.float(), torch.stack(heats))
+    heat_loss = gaussian_focal_loss(logits.float(), torch.stack(heats), class_weight[:, None, None])
     return {"heatmap": heat_loss / normal, "heatmap_box": box_sum / normal}

@@ -9,7 +9,7 @@ image-only variant (`nuscenes_2d`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -44,11 +44,23 @@ from automoe.taxonomy import (
 BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
 """Of the ten numbers in the L1 loss: velocities are larger and rougher than the rest."""
 
+EITHER_WAY = 0.2
+"""The share of a heading's loss that takes the opposite one for as good. Plain L1 of sine and cosine is content with no
+heading at all where front and back can't be told apart; with more than a half, a wrong way round would stay so."""
+
 QUALITY_METRES = 2.0
 """A prediction so far from its truth has a class target of 1/e."""
 
+DENOISING_METRES = (0.5, 1.5)
+"""How far a positive denoising copy is moved at most: bounds of what follows its size."""
+
 NEGATIVE_METRES = 1.0
 """A negative denoising copy so near to a true box is neither that nor background."""
+
+NOTHING_SAID = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
+"""What stands for unknown numbers of a denoising copy."""
+
+CONE = NUSCENES_DETECTION.index("traffic_cone")
 
 TIMID = 0.1
 """How loud pictures are where they meet the LiDAR's points and map. An optimizer that takes equal steps in all weights
@@ -64,6 +76,8 @@ class NuscenesConfig:
     cameras: channels that it is used with, none for LiDAR only; lidar: false for cameras only. image: the image branch,
     always of nuScenes' classes.
     lift_heights: metres above the ego's ground at which a place of the map looks into the pictures.
+    class_counts: boxes of each class in the training set, which the stage fills in; balance: how much more rarer ones
+    weigh in the losses, an exponent: 0 for equally, 1 as if there were as many of each.
     """
 
     cameras: tuple[str, ...] = NUSCENES_CAMERAS
@@ -89,8 +103,10 @@ class NuscenesConfig:
     heatmap_weight: float = 1.0
     heatmap_bbox_weight: float = 0.5
     denoising_weight: float = 1.0
-    denoising_groups: int = 1
+    denoising_groups: int = 0
     image_weight: float = 0.5
+    balance: float = 0.5
+    class_counts: tuple[int, ...] = ()
     max_detections: int = 300
 
     def __post_init__(self) -> None:
@@ -106,6 +122,10 @@ class NuscenesConfig:
         for name in (one.name for one in fields(self) if one.name.endswith("_weight")):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}; give a number of at least 0.")
+        if not 0 <= self.balance <= 1:
+            raise ConfigError(f"model.balance is {self.balance}; give 0 to 1.")
+        if self.class_counts and len(self.class_counts) != len(NUSCENES_DETECTION):
+            raise ConfigError(f"model.class_counts must be {len(NUSCENES_DETECTION)} numbers.")
         if not 1 <= self.max_detections <= 500:
             raise ConfigError(f"model.max_detections is {self.max_detections}; nuScenes allows 1 to 500 a sample.")
 
@@ -341,6 +361,7 @@ class NuscenesCriterion:
         self.reduce_count = reduce_count
         self.matcher = HungarianMatcher(config.cost_class, config.cost_bbox, config.cost_giou, box="3d")
         self.image = DetectionCriterion(config.image, reduce_count) if config.cameras else None
+        self.rarity = rarity_weights(config.class_counts, config.balance)
 
     def __call__(self, model: NuscenesExpert, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Run the model on a training batch, with denoising queries, and return its losses."""
@@ -350,6 +371,7 @@ class NuscenesCriterion:
             # What lies beyond the map is shown nowhere on it, and the metric doesn't ask for it.
             on = self.config.grid.holds(boxes[:, :2])
             numbers = encode_boxes(boxes[on], velocity[on])
+            numbers[labels[on] == CONE, 6:8] = torch.nan  # round: what its annotators said is chance
             targets.append({"boxes": boxes[on], "numbers": numbers, "labels": labels[on], "attributes": attributes[on]})
         groups = self.config.denoising_groups
         noisy = make_denoising(targets, groups, self.config.grid.reach) if groups else None
@@ -367,8 +389,8 @@ class NuscenesCriterion:
         return losses
 
     def losses(self, outputs: dict[str, Any], targets: list[Target], source: Tensor | None = None) -> dict[str, Tensor]:
-        """targets: per sample `boxes` [N, 7], `numbers` [N, 10] (velocity NaN where unknown), `labels`, `attributes`
-        (-1 for none); source: see `make_denoising`."""
+        """targets: per sample `boxes` [N, 7], `numbers` [N, 10] (NaN where unknown), `labels`, `attributes` (-1 for
+        none); source: see `make_denoising`."""
         c = self.config
         normal = self.reduce_count(sum(len(target["labels"]) for target in targets))
         if not bool(outputs["logits"].isfinite().all() & outputs["numbers"].isfinite().all()):
@@ -390,7 +412,15 @@ class NuscenesCriterion:
                 terms = self._layer(logits, numbers, targets, source, normal * c.denoising_groups)
                 losses |= {f"denoising_{name}_{layer}": v * c.denoising_weight for name, v in terms.items()}
         losses["attribute"] = self._attributes(outputs["attributes"], targets, matches[-1], normal)
-        dense = bev_heatmap_loss(outputs["heat_logits"], outputs["heat_numbers"], targets, c.grid, box_distance, normal)
+        dense = bev_heatmap_loss(
+            outputs["heat_logits"],
+            outputs["heat_numbers"],
+            targets,
+            c.grid,
+            box_distance,
+            normal,
+            self.rarity.to(outputs["heat_logits"].device),
+        )
         losses["heatmap"] = dense["heatmap"] * c.heatmap_weight
         losses["heatmap_bbox"] = dense["heatmap_box"] * c.heatmap_bbox_weight
         losses["loss"] = torch.stack(list(losses.values())).sum()
@@ -411,7 +441,7 @@ class NuscenesCriterion:
             with torch.no_grad():
                 apart = (got[:, :2] - true[:, :2]).norm(dim=1)
                 quality[b, query, label] = torch.exp(-apart / QUALITY_METRES).clamp(min=0.05)
-        weight = (assigned > -2).to(torch.float32)[..., None]
+        weight = (assigned > -2).to(torch.float32)[..., None] * self.rarity.to(logits.device)
         return {
             "class": varifocal_loss(logits.float(), quality, weight) / normal * self.config.class_weight,
             "bbox": box_sum / normal * self.config.bbox_weight,
@@ -431,10 +461,27 @@ class NuscenesCriterion:
 
 
 def box_distance(got: Tensor, true: Tensor) -> Tensor:
-    """Weighted L1 of ten numbers [M, 10]: [M]. A velocity that is unknown (NaN) teaches nothing."""
-    known = true.isfinite()
-    gap = (got.float() - torch.where(known, true, got.detach().float())).abs()
+    """Weighted L1 of ten numbers [M, 10]: [M]. Numbers that are unknown (NaN) teach nothing; the opposite heading is
+    better than one across (`EITHER_WAY`)."""
+    got, known = got.float(), true.isfinite()
+    gap = (got - torch.where(known, true, got.detach())).abs()
+    ahead = gap[..., 6:8]
+    behind = (got + torch.where(known, true, -got.detach()))[..., 6:8].abs()
+    nearer = torch.where(behind.sum(dim=-1, keepdim=True) < ahead.sum(dim=-1, keepdim=True), behind, ahead)
+    heading = EITHER_WAY * nearer + (1 - EITHER_WAY) * ahead
+    gap = torch.cat([gap[..., :6], heading, gap[..., 8:]], dim=-1)
     return (gap * got.new_tensor(BOX_WEIGHTS)).sum(dim=-1)
+
+
+def rarity_weights(counts: Sequence[int], balance: float) -> Tensor:
+    """What each class weighs in the losses, float32 [C]: its share of the boxes (a hundredth at least) to the power of
+    -balance, with a mean of 1 over the boxes; all 1 without counts."""
+    if not counts:
+        return torch.ones(len(NUSCENES_DETECTION))
+    share = torch.tensor(counts, dtype=torch.float32)
+    share = share / share.sum().clamp(min=1)
+    weights = share.clamp(min=0.01) ** -balance
+    return weights / (weights * share).sum().clamp(min=1e-6)
 
 
 def attribute_mask(labels: Tensor) -> Tensor:
@@ -452,9 +499,10 @@ def make_denoising(
 ) -> tuple[Tensor, Tensor] | None:
     """Jittered copies of the true boxes: contrastive denoising (DINO) in three dimensions.
 
-    Every group holds a positive copy of each box, moved by up to a metre and a half, and a negative one, moved by two
-    to four, which must say background. Returns numbers [B, 2 * groups * N, 10] and source int64 [B, 2 * groups * N]:
-    the index of the true box, -1 for a negative, -2 for padding; None where no sample has a box.
+    Every group holds a positive copy of each box, moved by up to a quarter of its length and width together, and a
+    negative one, moved farther, up to twice as far, which must say background. Returns numbers [B, 2 * groups * N, 10]
+    and source int64 [B, 2 * groups * N]: the index of the true box, -1 for a negative, -2 for padding; None where no
+    sample has a box.
     """
     most = max((len(t["labels"]) for t in targets), default=0)
     if most == 0:
@@ -464,14 +512,16 @@ def make_denoising(
     numbers[..., 7] = 1.0
     source = torch.full((len(targets), 2 * groups, most), -2, device=device, dtype=torch.int64)
     for b, target in enumerate(targets):
-        true = target["numbers"].float().nan_to_num(0.0)
+        true = target["numbers"].float()
+        true = torch.where(true.isnan(), true.new_tensor(NOTHING_SAID), true)
         count = len(true)
         if not count:
             continue
         noise = torch.rand(2 * groups, count, 10, device=device, generator=generator) * 2 - 1
         angle = noise[..., 0] * torch.pi
         span = noise[..., 1].abs()
-        span = torch.cat([1.5 * span[:groups], 2 + 2 * span[groups:]])
+        near = (true[:, 3:5].exp().sum(dim=1) / 4).clamp(*DENOISING_METRES)
+        span = torch.cat([near * span[:groups], (near + 0.5) * (1 + span[groups:])])
         copy = true[None].repeat(2 * groups, 1, 1)
         copy[..., 0] = (copy[..., 0] + span * angle.cos()).clamp(-reach, reach)
         copy[..., 1] = (copy[..., 1] + span * angle.sin()).clamp(-reach, reach)

@@ -131,7 +131,7 @@ class NuscenesStage(ExpertStage[NuscenesStageConfig]):
         with_lidar = f"LiDAR with {config.sweeps} sweeps" if model.lidar else "no LiDAR"
         words = f"{len(train)} samples ({len(val)} for validation), {with_cameras}, {with_lidar}"
         weights = train.sample_weights() if config.augment.balance else None
-        return StageData(train, val, collate, meta, words, weights)
+        return StageData(train, val, collate, meta, words, weights, {"class_counts": train.class_counts()})
 
     def postprocess(self) -> dict[str, Any]:
         return {"scores": "sigmoid", "frame": "ego at the LiDAR's time: x forward, y left, z up; metres, m/s, radians"}

@@ -47,7 +47,8 @@ C = TypeVar("C", bound=StageConfig)
 @dataclass(frozen=True)
 class StageData:
     """The open data of a stage. train, val: map-style data sets; val keeps its rows at hand (`ScoredDataset`). meta:
-    what the checkpoint says about the data: preprocess, rig, fingerprints. words: what there is, for the console."""
+    what the checkpoint says about the data: preprocess, rig, fingerprints. words: what there is, for the console.
+    model: what the data adds to the model's config."""
 
     train: Any
     val: Any
@@ -55,6 +56,7 @@ class StageData:
     meta: dict[str, Any]
     words: str
     sample_weights: Any = None
+    model: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ExpertStage(ABC, Generic[C]):
@@ -180,6 +182,7 @@ def train_expert(stage: ExpertStage[Any], data_root: Path | None, flags: TrainFl
     with setup(flags.device) as dist:
         seed = int(config.engine.get("seed", 0))
         data = stage.open(data_root or project_root() / stage.default_root, config, flags, seed, dist)
+        config = replace(config, model={**config.model, **data.model})
         torch.manual_seed(seed)
         resuming = flags.resume != "never" and (flags.resume != "auto" or (run_dir / "last.pth").is_file())
         # A resumed run loads its weights from last.pth: fetching the pretrained ones again would be for nothing.

@@ -24,6 +24,7 @@ CAR, TRUCK, PEDESTRIAN, CONE = (
     NUSCENES_DETECTION.index(name) for name in ("car", "truck", "pedestrian", "traffic_cone")
 )
 CLASSES = len(NUSCENES_DETECTION)
+EQUAL = torch.ones(CLASSES)
 
 
 def target(*objects: tuple[int, float, float]) -> dict[str, torch.Tensor]:
@@ -102,7 +103,8 @@ def maps_of(wanted: dict[str, torch.Tensor], sureness: float = 6.0) -> tuple[tor
 
 
 def losses_of(logits: torch.Tensor, boxes: torch.Tensor, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return bev_heatmap_loss(logits, boxes, [wanted], GRID, box_distance, max(1, len(wanted["labels"])))
+    number = max(1, len(wanted["labels"]))
+    return bev_heatmap_loss(logits, boxes, [wanted], GRID, box_distance, number, EQUAL)
 
 
 def test_the_truth_costs_little_and_less_than_anything_else() -> None:
@@ -135,10 +137,21 @@ def test_only_an_object_s_own_cell_wants_more_and_only_its_class() -> None:
     assert torch.equal(learning, owner >= 0)
 
 
+def test_classes_weigh_what_they_are_given() -> None:
+    wanted = target((CAR, 3.2, -5.9))
+    grads = []
+    for weight in (EQUAL, torch.arange(CLASSES, dtype=torch.float32)):
+        logits = torch.full((1, CLASSES, SIDE, SIDE), -2.0, requires_grad=True)
+        boxes = torch.zeros(1, SIDE, SIDE, NUMBERS)
+        bev_heatmap_loss(logits, boxes, [wanted], GRID, box_distance, 1.0, weight)["heatmap"].backward()
+        grads.append(logits.grad)
+    torch.testing.assert_close(grads[1], grads[0] * torch.arange(CLASSES)[:, None, None])
+
+
 def test_samples_keep_apart_and_empty_ones_teach_background() -> None:
     logits = torch.zeros(2, CLASSES, SIDE, SIDE, requires_grad=True)
     boxes = torch.zeros(2, SIDE, SIDE, NUMBERS, requires_grad=True)
-    losses = bev_heatmap_loss(logits, boxes, [target(), target((CAR, 0.5, 0.5))], GRID, box_distance, 1.0)
+    losses = bev_heatmap_loss(logits, boxes, [target(), target((CAR, 0.5, 0.5))], GRID, box_distance, 1.0, EQUAL)
     sum(losses.values()).backward()
     assert logits.grad is not None
     assert boxes.grad is not None
@@ -153,7 +166,7 @@ def test_the_head_without_any_box_has_gradients_everywhere() -> None:
     logits, boxes = head(torch.randn(2, 16, SIDE, SIDE))
     assert logits.shape == (2, CLASSES, SIDE, SIDE)
     assert boxes.shape == (2, SIDE, SIDE, NUMBERS)
-    losses = bev_heatmap_loss(logits, boxes, [target(), target()], GRID, box_distance, 1.0)
+    losses = bev_heatmap_loss(logits, boxes, [target(), target()], GRID, box_distance, 1.0, EQUAL)
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
     # At the start a box stands on its cell, and everything is background.

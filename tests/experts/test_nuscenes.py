@@ -21,6 +21,7 @@ from automoe.experts.nuscenes import (
     attribute_mask,
     box_distance,
     make_denoising,
+    rarity_weights,
 )
 from automoe.experts.registry import build_expert
 from automoe.experts.rig_geometry import Rig
@@ -37,6 +38,7 @@ MODEL = {
     "paint_dim": 4,
     "num_queries": QUERIES,
     "heads": 2,
+    "denoising_groups": 1,
     "max_detections": 20,
 }
 CAR, PEDESTRIAN, BARRIER = (NUSCENES_DETECTION.index(name) for name in ("car", "pedestrian", "barrier"))
@@ -155,6 +157,8 @@ def same(a: dict[str, Any], b: dict[str, Any], keys: tuple[str, ...] = SAID, ato
         ({"grid": {"cell": 0.5}}, r"model\.grid: reach 51.2 m in cells of 0.5 m"),
         ({"num_queries": 0}, r"model\.num_queries is 0"),
         ({"attribute_weight": -0.1}, r"model\.attribute_weight is -0.1"),
+        ({"balance": 1.5}, r"model\.balance is 1.5; give 0 to 1"),
+        ({"class_counts": [3, 4]}, r"model\.class_counts must be 10 numbers"),
         ({"num_query": 5}, r"num_query.*did you mean 'num_queries'"),
     ],
 )
@@ -506,6 +510,65 @@ def test_an_unknown_velocity_teaches_nothing(front: NuscenesExpert) -> None:
     assert (distance[8:] < distance[0]).all()
 
 
+def test_headings_are_pulled_to_the_right_one_from_everywhere_and_first_to_an_axis() -> None:
+    true = torch.zeros(1, 10)
+    true[0, 6:8] = torch.tensor([0.0, 1.0])
+
+    def said(sine: float, cosine: float) -> torch.Tensor:
+        got = true.clone()
+        got[0, 6:8] = torch.tensor([sine, cosine])
+        return got.requires_grad_()
+
+    backward = said(0.0, -0.9)
+    box_distance(backward, true).sum().backward()
+    assert backward.grad is not None
+    assert backward.grad[0, 7] < 0  # even from nearly the opposite it is turned round
+    # Where either way round is as likely, a heading costs less than none; plain L1 would not care.
+    opposite = true.clone()
+    opposite[0, 6:8] = -true[0, 6:8]
+    costs = [box_distance(one, true) + box_distance(one, opposite) for one in (said(0, 1), said(0, 0), said(1, 0))]
+    assert costs[0] < costs[1] < costs[2]
+
+
+def test_a_cone_has_no_heading(front: NuscenesExpert) -> None:
+    losses = []
+    for yaw in (0.0, 2.0):
+        batch = make_batch([3])
+        batch["labels"] = [torch.full((3,), NUSCENES_DETECTION.index("traffic_cone"))]
+        batch["boxes"][0][:, 6] = yaw
+        torch.manual_seed(0)
+        with torch.no_grad():
+            losses.append(criterion_of(front)(front.eval(), batch))
+    assert losses[0]["loss"].isfinite()
+    for key in ("heatmap_bbox", "denoising_bbox_0"):
+        assert losses[0][key] > 0
+        torch.testing.assert_close(losses[0][key], losses[1][key])
+
+
+def test_rarer_classes_weigh_more() -> None:
+    counts = [900, 0, 50, 50, 0, 0, 0, 0, 0, 0]
+    weights = rarity_weights(counts, 0.5)
+    share = torch.tensor(counts) / 1000
+    assert float((weights * share).sum()) == pytest.approx(1.0)
+    assert float(weights[2] / weights[0]) == pytest.approx((900 / 50) ** 0.5)
+    assert float(weights[1] / weights[2]) == pytest.approx((0.05 / 0.01) ** 0.5)  # never more than a hundredth's
+    assert rarity_weights(counts, 0.0).tolist() == pytest.approx([1.0] * 10)
+    assert rarity_weights((), 0.5).tolist() == [1.0] * 10
+
+
+def test_the_losses_follow_the_weights() -> None:
+    """Twice as rare in the counts, the same box costs more, and nothing but its class does."""
+    losses = {}
+    for name, counts in (("rare", (1, *[9] * 9)), ("common", (9, *[1] * 9))):
+        expert = build_expert("nuscenes", {**MODEL, "class_counts": counts}, pretrained=False)
+        assert isinstance(expert, NuscenesExpert)
+        car = one_car()
+        losses[name] = criterion_of(expert).losses(said_by_hand(car["numbers"][None] + 0.3), [car])
+    assert losses["rare"]["class"] > losses["common"]["class"]
+    assert losses["rare"]["heatmap"] != losses["common"]["heatmap"]
+    torch.testing.assert_close(losses["rare"]["bbox"], losses["common"]["bbox"])
+
+
 def test_an_attribute_that_the_class_can_not_have_teaches_nothing(front: NuscenesExpert) -> None:
     """A slip of an annotator's: one such box among a million must not end a run."""
     car = one_car(attribute=STANDING)
@@ -647,8 +710,9 @@ def test_denoising_boxes_know_where_they_come_from() -> None:
     assert (source[2] == -2).all()
     true = targets[0]["numbers"].repeat(4, 1)
     apart = (numbers[0, :, :2] - true[:, :2]).norm(dim=-1)
-    assert (apart[:6] <= 1.5 + 1e-4).all()
-    assert ((apart[6:] >= 2 - 1e-4) & (apart[6:] <= 4 + 1e-4)).all()
+    sizes = (batch["boxes"][0][:, 3:5].sum(dim=1) / 4).clamp(0.5, 1.5).repeat(4)
+    assert (apart[:6] <= sizes[:6] + 1e-4).all()
+    assert ((apart[6:] >= sizes[6:] + 0.5 - 1e-4) & (apart[6:] <= 2 * sizes[6:] + 1 + 1e-4)).all()
     assert apart[:6].unique().numel() == 6  # each copy its own noise
     turned = decode_boxes(numbers[0])[0][:, 6] - batch["boxes"][0][:, 6].repeat(4)
     assert turned.sin().abs().max() < 0.75
