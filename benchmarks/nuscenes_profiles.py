@@ -49,13 +49,13 @@ def measure(profile: str, options: argparse.Namespace) -> dict[str, Any]:
         )
         result = train_nuscenes(flags)
         run = Path(scratch) / "models" / "checkpoints" / "nuscenes_expert" / profile
-        weights = checkpoint.load(run / "best.pth")["model"]
-        config = json.loads((run / "config.json").read_text())
+        payload = checkpoint.load(run / "best.pth")
+    engine = payload["config"]["engine"]
     gpu = torch.cuda.is_available()
     return {
-        "parameters": sum(value.numel() for value in weights.values()),
-        "batch_size": config["engine"]["batch_size"],
-        "num_workers": config["engine"]["num_workers"],
+        "parameters": sum(value.numel() for value in payload["model"].values()),
+        "batch_size": engine["batch_size"],
+        "num_workers": engine["num_workers"],
         "steps": result.steps,
         "seconds_a_step": round(result.seconds / result.steps, 4),
         "data_wait": round(result.data_wait, 4),

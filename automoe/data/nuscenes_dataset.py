@@ -3,6 +3,7 @@
 An item is a dictionary, everything in the network's ego frame (the sample's own one, unless augmented):
     points     float32 [P,5] x, y, z, intensity (0 to 255), lag (seconds before the key frame)
     image      uint8 [N,3,H,W] RGB; T_cam_ego float32 [N,4,4]; intrinsic float32 [N,3,3] in network pixels
+    transform  float32 [N,2,3]: raw pixel -> network pixel; orig_size: int64 [N,2], height and width of the raw picture
     present    bool [N]: cameras that are there
     boxes      float32 [M,7] x, y, z, l, w, h, yaw; velocity float32 [M,2], NaN where unknown; labels, attributes
                int64 [M]: what can be seen of the truth by the sensors that the item has
@@ -21,19 +22,16 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from automoe.data.image_boxes import NEAREST, image_boxes
 from automoe.data.images import decode_jpeg
-from automoe.data.nuscenes_prepared import NuscenesRow, NuscenesRows
+from automoe.data.nuscenes_prepared import HARDLY_VISIBLE, NuscenesRow, NuscenesRows
 from automoe.data.prepared import PreparedInfo
 from automoe.data.transforms import AugmentConfig, EvalTransform, TrainTransform, fit_scale, move_boxes, warp_image
 from automoe.errors import ConfigError, DataError
-from automoe.poses import box_corners, move_points, points_inside
 from automoe.poses import move_boxes as move_world_boxes
+from automoe.poses import move_points, points_inside
 from automoe.taxonomy import NUSCENES_CAMERAS, NUSCENES_DETECTION
 
-NEAREST = 0.1
-"""Metres before a camera at which boxes are cut off."""
-
-HARDLY_VISIBLE = "v0-40"
 PASTED_POINTS = 5
 """LiDAR points that an object must have to be pasted."""
 
@@ -42,8 +40,6 @@ HIDDEN_SHARE = 0.3
 
 PASTED_MARGIN = 0.1
 """Metres round a pasted object's box within which points are its own."""
-
-_EDGES = np.array([(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)])
 
 
 @dataclass(frozen=True)
@@ -309,10 +305,12 @@ class NuscenesDataset(Dataset[dict[str, Any]]):
         transform = TrainTransform(size, self.augment.image) if self.augment else EvalTransform(size)
         images = np.zeros((count, *size, 3), np.uint8)
         T_cam_ego, intrinsic, targets = np.zeros((count, 4, 4)), np.zeros((count, 3, 3)), []
+        matrices = np.zeros((count, 2, 3))
         for number, shot in enumerate(scene.shots.values()):
             matrix = transform.matrix(*shot.size, rng)
             from_decoded = matrix / (shot.scale, shot.scale, 1.0)
             images[number] = transform.recolor(warp_image(shot.picture, from_decoded, size), rng)
+            matrices[number] = matrix
             T_cam_ego[number] = shot.T_cam_ego @ T_ego_changed
             intrinsic[number] = np.vstack([matrix, [0, 0, 1]]) @ shot.intrinsic
             boxes, _ = image_boxes(scene.boxes, shot.intrinsic, shot.T_cam_ego, shot.size)
@@ -329,66 +327,20 @@ class NuscenesDataset(Dataset[dict[str, Any]]):
             "image": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
             "T_cam_ego": torch.from_numpy(T_cam_ego.astype(np.float32)),
             "intrinsic": torch.from_numpy(intrinsic.astype(np.float32)),
+            "transform": torch.from_numpy(matrices.astype(np.float32)),
+            "orig_size": torch.tensor([shot.size for shot in scene.shots.values()]).reshape(count, 2),
             "image_targets": targets,
         }
 
 
-def image_boxes(
-    boxes: np.ndarray, intrinsic: np.ndarray, T_cam_ego: np.ndarray, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """3D boxes [N, 7] as a camera's image boxes [N, 4], pixel xyxy clipped to `size` (height, width), NaN where it
-    doesn't see them, and the depths of their centres [N], metres.
-
-    Boxes that reach behind the camera are cut off just before it.
-    """
-    found = np.full((len(boxes), 4), np.nan)
-    if not len(boxes):
-        return found, np.zeros(0)
-    corners = move_points(T_cam_ego, box_corners(boxes).reshape(-1, 3)).reshape(-1, 8, 3)
-    depth = move_points(T_cam_ego, boxes[:, :3])[:, 2]
-    first, last = corners[:, _EDGES[:, 0]], corners[:, _EDGES[:, 1]]
-    gap = last[..., 2:] - first[..., 2:]
-    share = (NEAREST - first[..., 2:]) / np.where(np.abs(gap) > 1e-9, gap, 1e-9)
-    cut = np.where((share > 0) & (share < 1), first + share * (last - first), np.nan)
-    spots = np.concatenate([np.where(corners[..., 2:] >= NEAREST, corners, np.nan), cut], axis=1)
-    pixels = spots @ intrinsic.T
-    pixels = pixels[..., :2] / pixels[..., 2:]
-    before = ~np.isnan(pixels[..., 0]).all(axis=1)
-    low, high = np.nanmin(pixels[before], axis=1), np.nanmax(pixels[before], axis=1)
-    limits = np.array([size[1], size[0]], float)
-    inside = ((low < limits) & (high > 0)).all(axis=1)
-    whole = ((low >= 0) & (high <= limits)).all(axis=1)
-    rows = np.flatnonzero(before)
-    found[rows[whole]] = np.concatenate([low, high], axis=1)[whole]
-    for row in rows[inside & ~whole]:
-        found[row] = _bounds_in_picture(pixels[row], size)
-    return found, depth
-
-
-def _bounds_in_picture(spots: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The bounds [4] of what lies inside the picture of the hull of `spots` [S, 2] (NaN for none), NaN if nothing does.
-
-    Not those of the hull, clipped: a box beside the camera reaches far up and down, but only beyond the margin.
-    """
-    height, width = size
-    spots = spots[~np.isnan(spots[:, 0])]
-    hull = cv2.convexHull(spots.astype(np.float32))
-    canvas = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
-    area, shared = cv2.intersectConvexConvex(hull, canvas)
-    if area <= 0:
-        return np.full(4, np.nan)
-    shared = shared.reshape(-1, 2)
-    return np.concatenate([shared.min(axis=0), shared.max(axis=0)])
-
-
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Items to a batch: points [B,P,5], padded with zeros, and point_count int64 [B]; image [B,N,3,H,W], T_cam_ego,
-    intrinsic and present stacked; image_targets, a list of B * N; and lists of the rest."""
+    intrinsic, transform, orig_size and present stacked; image_targets, a list of B * N; and lists of the rest."""
     batch: dict[str, Any] = {
         key: [item[key] for item in items]
         for key in ("sample_id", "index", "boxes", "velocity", "labels", "attributes")
     }
-    for key in ("image", "T_cam_ego", "intrinsic", "present"):
+    for key in ("image", "T_cam_ego", "intrinsic", "transform", "orig_size", "present"):
         batch[key] = torch.stack([item[key] for item in items])
     batch["image_targets"] = [target for item in items for target in item["image_targets"]]
     batch["point_count"] = torch.tensor([len(item["points"]) for item in items])

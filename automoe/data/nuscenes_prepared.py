@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from automoe.data.image_boxes import image_boxes
 from automoe.data.images import decode_jpeg
 from automoe.data.prepared import PreparedInfo, open_rows
 from automoe.errors import DataError
@@ -28,6 +29,9 @@ from automoe.metrics.nuscenes import Boxes3D
 from automoe.poses import invert, move_points
 
 TASK = "detection3d"
+
+HARDLY_VISIBLE = "v0-40"
+"""The visibility of objects that are ignored as image boxes."""
 
 POINT_STEP = 0.005
 POINT_LIMIT = 163.0
@@ -127,6 +131,16 @@ class NuscenesRow:
         yaw = np.arctan2(heading[:, 1], heading[:, 0])
         size, velocity = self.boxes[:, [4, 3, 5]], self.velocity @ T_plane.T
         return Boxes3D.of(centre, size, yaw, velocity, self.labels, self.attributes, None, self.box_points)
+
+    def image_truth(self, channel: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What a camera sees of the boxes that have a LiDAR or radar point: raw pixel xyxy float64 [K, 4], labels int64
+        [K], and whether they are hardly visible, bool [K]."""
+        place, known = self.cameras.index(channel), self.box_points > 0
+        size = (int(self.heights[place]), int(self.widths[place]))
+        boxes, _ = image_boxes(self.boxes[known], self.intrinsic[place], self.T_cam_ego[place], size)
+        seen = ~np.isnan(boxes).any(axis=1)
+        hidden = self.visibility[known][seen] == HARDLY_VISIBLE
+        return boxes[seen], self.labels[known][seen], hidden.astype(bool)
 
     def picture(self, channel: str) -> np.ndarray:
         """A camera's picture, uint8 [H, W, 3] RGB. Raises DataError for a camera that the set hasn't."""

@@ -23,7 +23,7 @@ from automoe.data.nuscenes import to_global
 from automoe.errors import ConfigError
 from automoe.experts.bev_heatmap import BevHeatmapHead, bev_heatmap_loss, select_seeds
 from automoe.experts.box3d import LOG_SIZE, Box3dReference, decode_boxes, encode_boxes
-from automoe.experts.detection import DetectionConfig, DetectionCriterion, DetectionExpert
+from automoe.experts.detection import DetectionConfig, DetectionCriterion, DetectionExpert, postprocess_detections
 from automoe.experts.expert import CountReducer, Expert
 from automoe.experts.heatmap import rows_at
 from automoe.experts.pillars import BevBackbone, BevGrid, PillarEncoder
@@ -33,6 +33,7 @@ from automoe.experts.registry import register_expert
 from automoe.experts.rig_geometry import Rig
 from automoe.losses import varifocal_loss
 from automoe.matching import HungarianMatcher, Match
+from automoe.metrics.detection import DetectionMetrics
 from automoe.metrics.nuscenes import Boxes3D, NuscenesMetrics
 from automoe.taxonomy import (
     NUSCENES_ATTRIBUTES,
@@ -145,9 +146,9 @@ class NuscenesExpert(Expert):
     kind = "nuscenes"
     classes = NUSCENES_DETECTION
     metric = "NDS"
-    headline = ("NDS", "mAP", "AP/car", "heatmap/mAP")
+    headline = ("NDS", "mAP", "AP/car", "heatmap/mAP", "image/AP50")
     decimals = 3
-    inputs = ("points", "point_count", "image", "T_cam_ego", "intrinsic", "present")
+    inputs = ("points", "point_count", "image", "T_cam_ego", "intrinsic", "transform", "orig_size", "present")
 
     def __init__(self, config: NuscenesConfig, *, pretrained: bool = False) -> None:
         super().__init__()
@@ -186,21 +187,17 @@ class NuscenesExpert(Expert):
         first, from clean features, and pictures can only add to it."""
         nn.init.zeros_(self.pillars.points[0].weight[:, -painted:])
         nn.init.zeros_(self.lift.weight)
-        for layer in self.decoder.layers:
-            layer.cross_attention.favour(0)
+        self.decoder.favour(0)
 
     def forward(
         self,
         batch: Mapping[str, Any],
         denoising_numbers: Tensor | None = None,
         image_denoising_boxes: Tensor | None = None,
-        *,
-        image_boxes: bool = True,
     ) -> dict[str, Any]:
         """batch: `points` [B, P, 5] and `point_count` [B]; `image` uint8 [B, N, 3, H, W] with `T_cam_ego` [B, N, 4, 4],
         `intrinsic` [B, N, 3, 3] and `present` bool [B, N]. denoising_numbers: [B, M, 10], jittered true boxes, and
-        image_denoising_boxes [B * N, M, 4] (training only). image_boxes: whether the image branch's own boxes are
-        wanted; nothing else depends on its decoder."""
+        image_denoising_boxes [B * N, M, 4] (training only)."""
         out: dict[str, Any] = {}
         sources, cameras, columns, rig, painted = [], [], (), None, None
         grid, side = self.config.grid, self.config.grid.side // 2
@@ -209,12 +206,8 @@ class NuscenesExpert(Expert):
             size = (images.shape[-2], images.shape[-1])
             rig = Rig(batch["T_cam_ego"], batch["intrinsic"], size, batch["present"])
             features = self.image.features(self.image.normalise(images))
-            if image_boxes:
-                out["image"] = self.image.detect(features, size, image_denoising_boxes)
-                heats = out["image"]["heat_logits"]
-            else:
-                heats = [logits for logits, _ in self.image.heat(features)]
-            shown = torch.cat([self.paint(features[0]) * TIMID, _evidence(heats)], dim=1)
+            out["image"] = self.image.detect(features, size, image_denoising_boxes)
+            shown = torch.cat([self.paint(features[0]) * TIMID, _evidence(out["image"]["heat_logits"])], dim=1)
             wide = rig.side_by_side(shown)
             sources.append(self._lifted(wide, rig, shown.shape[-1], side))
             cameras = [rig.side_by_side(self.for_decoder(one)) for one in features]
@@ -268,8 +261,10 @@ class NuscenesExpert(Expert):
 
     def predict_batch(self, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
         """Per sample, in its ego frame and best first: `boxes` [K, 7] (x, y, z, l, w, h, yaw), `velocity` [K, 2],
-        `scores`, `labels`, `attributes` [K] (-1 for none), and `heatmap/...` likewise for the heatmap head alone."""
-        out = self(batch, image_boxes=False)
+        `scores`, `labels`, `attributes` [K] (-1 for none), and `heatmap/...` likewise for the heatmap head alone. Of
+        the image branch `image/boxes` [K, 4] (raw pixel xyxy), `image/scores`, `image/labels`, and `image/cameras` [K],
+        places in the config's cameras."""
+        out = self(batch)
         sets = [
             ("", out["logits"][-1], out["numbers"][-1], out["attributes"]),
             ("heatmap/", out["seed_logits"], out["seed_numbers"], out["attributes"]),
@@ -278,6 +273,28 @@ class NuscenesExpert(Expert):
         for prefix, logits, numbers, attributes in sets:
             for sample, *own in zip(found, logits, numbers, attributes):
                 sample |= {prefix + key: value for key, value in self._detections(*own).items()}
+        if self.image is not None:
+            for sample, own in zip(found, self._image_detections(batch, out["image"])):
+                sample |= own
+        return found
+
+    def _image_detections(self, batch: Mapping[str, Any], said: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Per sample what the image branch found in its pictures."""
+        count, size = batch["image"].shape[1], (batch["image"].shape[-2], batch["image"].shape[-1])
+        per_picture = postprocess_detections(
+            said["logits"][-1],
+            said["boxes"][-1],
+            batch["transform"].flatten(0, 1),
+            batch["orig_size"].flatten(0, 1),
+            size,
+            self.config.image.max_detections,
+        )
+        found = []
+        for start in range(0, len(per_picture), count):
+            own = per_picture[start : start + count]
+            joined = {f"image/{key}": torch.cat([one[key] for one in own]) for key in ("boxes", "scores", "labels")}
+            cameras = [torch.full((len(one["scores"]),), place) for place, one in enumerate(own)]
+            found.append(joined | {"image/cameras": torch.cat(cameras)})
         return found
 
     def _detections(self, logits: Tensor, numbers: Tensor, attributes: Tensor) -> dict[str, Tensor]:
@@ -307,12 +324,23 @@ class NuscenesExpert(Expert):
         for part, prefix in ((metrics.final, ""), (metrics.heatmap, "heatmap/")):
             predicted = global_boxes(prediction, truth.T_world_ego, prefix)
             part.add(sample_id, truth.truth(), predicted, truth.T_world_ego[:2, 3], truth.racks)
+        if "image/boxes" in prediction:
+            for place, channel in enumerate(self.config.cameras):
+                own = prediction["image/cameras"] == place
+                said = (prediction[f"image/{key}"][own].numpy() for key in ("boxes", "scores", "labels"))
+                metrics.image.add(f"{sample_id}/{channel}", *truth.image_truth(channel), *said)
 
     def summarise(self, metrics: NuscenesScoring) -> dict[str, float | None]:
-        """The official metrics as fractions; heatmap/... of the heatmap head alone."""
+        """The official metrics as fractions; heatmap/... of the heatmap head alone; image/..., COCO's metrics of the
+        image branch on the boxes that are projected into the pictures, fractions too."""
         scores = dict(metrics.final.compute().metrics)
         alone = metrics.heatmap.compute().metrics
-        return scores | {f"heatmap/{key}": alone[key] for key in ("mAP", "NDS", "AP/car")}
+        scores |= {f"heatmap/{key}": alone[key] for key in ("mAP", "NDS", "AP/car")}
+        if len(metrics.image):
+            boxes = metrics.image.compute()
+            shown = {key: boxes[key] for key in ("AP", "AP50", "AP50/car")}
+            scores |= {f"image/{key}": None if value is None else value / 100 for key, value in shown.items()}
+        return scores
 
     def _lifted(self, wide: Tensor, rig: Rig, columns: int, side: int) -> Tensor:
         """What the cameras show, on the map: at some heights above each cell's middle. Half the map's resolution is
@@ -338,19 +366,23 @@ def global_boxes(prediction: Mapping[str, Tensor], T_world_ego: np.ndarray, pref
 
 
 class NuscenesScoring:
-    """Metrics of the whole expert and, beside them, of its heatmap head alone."""
+    """Metrics of the whole expert and, beside them, of its heatmap head alone and of its image branch."""
 
     def __init__(self) -> None:
         self.final, self.heatmap = NuscenesMetrics(), NuscenesMetrics()
+        self.image = DetectionMetrics(NUSCENES_DETECTION)
 
-    def state(self) -> tuple[Any, Any]:
+    def state(self) -> tuple[Any, ...]:
         """Plain picklable data for `merge` in another process."""
-        return self.final.state(), self.heatmap.state()
+        return tuple(part.state() for part in self._parts())
 
-    def merge(self, states: list[tuple[Any, Any]]) -> None:
+    def merge(self, states: list[tuple[Any, ...]]) -> None:
         """Add what other processes scored."""
-        self.final.merge([state[0] for state in states])
-        self.heatmap.merge([state[1] for state in states])
+        for part, own in zip(self._parts(), zip(*states, strict=True)):
+            part.merge(own)
+
+    def _parts(self) -> tuple[NuscenesMetrics, NuscenesMetrics, DetectionMetrics]:
+        return self.final, self.heatmap, self.image
 
 
 class NuscenesCriterion:

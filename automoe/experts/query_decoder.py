@@ -210,6 +210,12 @@ class QueryDecoder(nn.Module):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
+    def favour(self, level: int) -> None:
+        """Start by looking at one of the maps as much as at all others together, in every layer."""
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            layer.cross_attention.favour(level)
+
     def forward(
         self,
         queries: Tensor,

@@ -31,6 +31,8 @@ from automoe.taxonomy import NUSCENES_COLORS, NUSCENES_DETECTION
 
 HEADLINE = (("AP/car", "AP, cars (mean of 0.5 to 4 m)"), ("mAP", "mAP"), ("NDS", "NDS"))
 
+IMAGE_BOXES = (("AP50", "AP50"), ("AP50/car", "AP50 of cars"), ("AP", "AP"))
+
 ERRORS = (
     ("mATE", "translation", " m"),
     ("mASE", "scale", ""),
@@ -74,6 +76,11 @@ def _add_numbers(section: Section, run: TaskRun, compared: Mapping[str, Scores],
     if heat[1][1] is not None:
         said = ", ".join(f"{name} {as_fraction(value)}" for name, value in heat)
         section.headline_notes.append(f"The heatmap head alone, without the decoder: {said}.")
+    if run.metrics.get("image/AP50") is not None:
+        values = [f"{name} {as_fraction(run.metrics.get(f'image/{key}'))}" for key, name in IMAGE_BOXES]
+        section.headline_notes.append(
+            f"The image branch's boxes in the pictures, by COCO's metrics: {', '.join(values)}."
+        )
     section.classes = _classes(run, section.compared_names, compared, sets)
 
 

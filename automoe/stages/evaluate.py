@@ -19,6 +19,12 @@ from automoe.metrics.score import write_metrics_json
 from automoe.stages.kinds import Kind, kind_of
 from automoe.stages.predictions import PredictionWriter
 
+PARTS = {
+    "heatmap/": "The heatmap head alone, without the decoder",
+    "image/": "The image branch, on the boxes projected into the pictures (COCO's metrics)",
+}
+"""What metrics of a part of an expert begin with, and what it is."""
+
 
 def evaluate_checkpoint(
     checkpoint: Path,
@@ -99,12 +105,13 @@ def evaluate_in(
 
 
 def table(metrics: Mapping[str, float | None], kind: Kind) -> str:
-    """The metrics as a plain text table; what an expert's auxiliary head says alone stands below it."""
-    official = {key: value for key, value in metrics.items() if not key.startswith("heatmap/")}
-    alone = [f"{key.removeprefix('heatmap/')} {value:.{kind.decimals}f}" for key, value in metrics.items()
-             if key.startswith("heatmap/") and value is not None]  # fmt: skip
-    text = kind.table(official)
-    return text + (f"\n\nThe heatmap head alone, without the decoder: {'  '.join(alone)}" if alone else "")
+    """The metrics as a plain text table; what parts of an expert say alone stands below it."""
+    text = kind.table({key: value for key, value in metrics.items() if not key.startswith(tuple(PARTS))})
+    for prefix, words in PARTS.items():
+        alone = [f"{key.removeprefix(prefix)} {value:.{kind.decimals}f}" for key, value in metrics.items()
+                 if key.startswith(prefix) and value is not None]  # fmt: skip
+        text += f"\n\n{words}: {'  '.join(alone)}" if alone else ""
+    return text
 
 
 def _prepare(data_root: Path, task: str, split: str, prepared_dir: Path | None) -> PreparedInfo:

@@ -295,6 +295,12 @@ def test_image_boxes_go_with_the_pictures(prepared: Path) -> None:
         wanted = np.concatenate([(low + high) / 2, high - low]) / [*SIZE[::-1], *SIZE[::-1]]
         np.testing.assert_allclose(target["boxes"][0], wanted, atol=1e-4)
         assert target["labels"].tolist() == plain["image_targets"][place]["labels"].tolist() == [CAR]
+        # What the evaluation compares with, and how a network's pixel becomes one of the raw picture.
+        truth, labels, hidden = row.image_truth("CAM_BACK")
+        np.testing.assert_allclose(truth, raw[:1])
+        assert (labels.tolist(), hidden.tolist()) == ([CAR], [False])
+        np.testing.assert_allclose(item["transform"][place], affine[:2], atol=1e-3)
+        assert item["orig_size"][place].tolist() == [*RAW[::-1]]
 
 
 def test_hardly_visible_objects_are_ignored_in_pictures_only(tmp_path: Path) -> None:
@@ -305,8 +311,12 @@ def test_hardly_visible_objects_are_ignored_in_pictures_only(tmp_path: Path) -> 
         "sample_annotation",
         lambda records: [r.update(visibility_token="1") for r in records if r["token"].endswith("walker")],
     )
-    item = open_set(prepare(tree, "detection3d", "train", tmp_path / "out").path)[0]
+    dataset = open_set(prepare(tree, "detection3d", "train", tmp_path / "out").path)
+    item = dataset[0]
     target = item["image_targets"][CAMERAS.index("CAM_FRONT")]
+    _, labels, hidden = dataset.row(0).image_truth("CAM_FRONT")
+    assert labels.tolist() == [CAR, PEDESTRIAN]
+    assert hidden.tolist() == [False, True]
     assert target["labels"].tolist() == [CAR, PEDESTRIAN]
     assert target["ignored"].tolist() == [False, True]
     assert item["labels"].tolist() == [CAR, PEDESTRIAN, CAR]

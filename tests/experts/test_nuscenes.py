@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from nuscenes_tree import write_nuscenes_tree
 
 import automoe.experts  # noqa: F401  (registers)
 from automoe.data.nuscenes_dataset import BevAugmentConfig, _change_of_world
+from automoe.data.nuscenes_prepared import TASK, NuscenesRows
+from automoe.data.prepared import prepare
 from automoe.errors import ConfigError
 from automoe.experts.box3d import LOG_SIZE, decode_boxes, encode_boxes
 from automoe.experts.expert import ExpertStep
@@ -70,6 +74,11 @@ def expert() -> NuscenesExpert:
     return wake(build())
 
 
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    return prepare(write_nuscenes_tree(tmp_path / "tree", size=(320, 180)), TASK, "train", tmp_path / "out").path
+
+
 @pytest.fixture(scope="module")
 def front() -> NuscenesExpert:
     """One camera and a LiDAR: enough for most, and quick."""
@@ -111,6 +120,8 @@ def make_batch(counts: list[int], cameras: int = 1, points: int = 300) -> Batch:
         "image": torch.randint(0, 256, (size, cameras, 3, *SIZE), dtype=torch.uint8, generator=generator),
         "T_cam_ego": torch.stack([mounted(-place * np.pi / 3) for place in range(cameras)]).repeat(size, 1, 1, 1),
         "intrinsic": torch.tensor([[40.0, 0, 32], [0, 40, 16], [0, 0, 1]]).repeat(size, cameras, 1, 1),
+        "transform": torch.tensor([[0.5, 0, 0], [0, 0.5, 0]]).repeat(size, cameras, 1, 1),
+        "orig_size": torch.tensor([2 * SIZE[0], 2 * SIZE[1]]).repeat(size, cameras, 1),
         "present": torch.ones(size, cameras, dtype=torch.bool),
         "boxes": boxes,
         "velocity": [uniform(n, 2) for n in counts],
@@ -387,6 +398,49 @@ def test_a_detection_by_hand(front: NuscenesExpert) -> None:
     torch.testing.assert_close(found["boxes"][:3], boxes[[1, 1, 0]])
     torch.testing.assert_close(found["velocity"][:3], torch.tensor([[0.0, 2], [0, 2], [1, 0]]))
     assert found["attributes"][:3].tolist() == [MOVING, STANDING, -1]
+
+
+def test_image_boxes_are_those_of_the_image_only_expert(expert: NuscenesExpert) -> None:
+    batch = make_batch([0, 0], cameras=6)
+    found = expert.eval().predict_batch(batch)
+    assert expert.image is not None
+    alone = expert.image.eval().predict(*(batch[key].flatten(0, 1) for key in ("image", "transform", "orig_size")))
+    for index, sample in enumerate(found):
+        for place in range(6):
+            own = sample["image/cameras"] == place
+            assert own.any()
+            for key in ("boxes", "scores", "labels"):
+                torch.testing.assert_close(sample[f"image/{key}"][own], alone[6 * index + place][key])
+        assert sample["image/boxes"].amax() > SIZE[1]  # raw pixels
+
+
+def test_image_boxes_are_scored_camera_by_camera(prepared: Path) -> None:
+    """The truth said in each picture is worth 1; said in the next camera's, nothing, and beside no 3D box at all."""
+    rows = NuscenesRows(prepared)
+    expert = build(rows.cameras)
+    for shift, value in ((0, 1.0), (1, 0.0)):
+        metrics = expert.make_metrics()
+        for index in range(len(rows)):
+            row = rows.row(index)
+            said: dict[str, list[np.ndarray]] = {"boxes": [], "scores": [], "labels": [], "cameras": []}
+            for place, channel in enumerate(rows.cameras):
+                boxes, labels, ignored = row.image_truth(channel)
+                assert not ignored.any()
+                said["boxes"].append(boxes)
+                said["labels"].append(labels)
+                said["scores"].append(np.full(len(labels), 0.9))
+                said["cameras"].append(np.full(len(labels), (place + shift) % len(rows.cameras)))
+            prediction = {f"image/{key}": torch.from_numpy(np.concatenate(own)) for key, own in said.items()}
+            nothing = {"boxes": (0, 7), "velocity": (0, 2), "scores": (0,), "labels": (0,), "attributes": (0,)}
+            empty = {key: torch.zeros(shape).to(torch.int64 if key in ("labels", "attributes") else torch.float32)
+                     for key, shape in nothing.items()}  # fmt: skip
+            prediction |= {prefix + key: one for prefix in ("", "heatmap/") for key, one in empty.items()}
+            expert.add_to_metrics(metrics, row.token, prediction, row)
+        other = expert.make_metrics()
+        other.merge([metrics.state()])
+        scores = expert.summarise(other)
+        assert scores["image/AP50"] == pytest.approx(value)
+        assert scores["mAP"] == 0.0
 
 
 # --- what is taught ---

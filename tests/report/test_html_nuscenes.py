@@ -53,6 +53,7 @@ def test_a_report_of_nuscenes_alone_is_whole(
         assert f'<tr><td>{key}</td><td class="ours">{metrics[key]:.3f}</td>' in page
     assert f"translation {metrics['mATE']:.3f} m, scale {metrics['mASE']:.3f}" in page
     assert f"AP of cars {metrics['heatmap/AP/car']:.3f}" in page
+    assert f"by COCO&#39;s metrics: AP50 {metrics['image/AP50']:.3f}, AP50 of cars" in page
     assert "<th>untrained</th><th>trivial</th>" in page
     assert "Untrained: on 1 of the 2 samples." in page
     assert "by the official metrics, as fractions" in page
