@@ -51,7 +51,8 @@ class HungarianMatcher(nn.Module):
       (DETR; the logits may have a further column for "no object").
     - 2D boxes, four numbers (cx, cy, w, h), normalised: L1 is their distance, overlap is minus the generalised IoU.
     - 3D boxes, seven numbers (x, y, z, l, w, h, yaw): L1 is the distance in metres plus the difference of the
-      headings in radians, at most pi; overlap is minus the exact IoU of the footprints seen from above.
+      headings in radians, at most pi (weighted by `cost_heading` instead, if given: 0 where a heading must not decide
+      whose box it is); overlap is minus the exact IoU of the footprints seen from above.
 
     `box` is ``"2d"``, ``"3d"``, or None to tell by the number of box coordinates. The defaults of the weights are
     Deformable DETR's. There are no parameters and there is no gradient; everything is computed in float32,
@@ -67,10 +68,12 @@ class HungarianMatcher(nn.Module):
         box: str | None = None,
         alpha: float = 0.25,
         gamma: float = 2.0,
+        cost_heading: float | None = None,
     ) -> None:
         super().__init__()
         weights = {"cost_class": cost_class, "cost_bbox": cost_bbox, "cost_giou": cost_giou}
-        for name, weight in weights.items():
+        cost_heading = cost_bbox if cost_heading is None else cost_heading
+        for name, weight in {**weights, "cost_heading": cost_heading}.items():
             if not (0 <= weight < float("inf")):
                 raise ConfigError(f"{name} is {weight}: give a finite number that is not negative")
         if not any(weights.values()):
@@ -81,7 +84,7 @@ class HungarianMatcher(nn.Module):
             raise ConfigError(f'box is "{box}": give "2d" or "3d", or leave it out to tell by the boxes')
         self.cost_class, self.cost_bbox, self.cost_giou = cost_class, cost_bbox, cost_giou
         self.class_cost, self.box, self.alpha, self.gamma = class_cost, box, alpha, gamma
-        self._pair_costs = PairCosts(cost_class, cost_bbox, cost_giou, class_cost, alpha, gamma)
+        self._pair_costs = PairCosts(cost_class, cost_bbox, cost_giou, cost_heading, class_cost, alpha, gamma)
 
     @torch.no_grad()
     def forward(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Tensor]]) -> Match | list[Match]:

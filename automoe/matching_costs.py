@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ class PairCosts:
     cost_class: float
     cost_bbox: float
     cost_giou: float
+    cost_heading: float
     class_cost: str  # "focal" or "softmax"
     alpha: float
     gamma: float
@@ -85,7 +87,9 @@ class PairCosts:
         layers, _, queries, classes = logits.shape
         costs_LNQ = logits.new_empty(layers, len(labels_N), queries)
         box_LBQ = boxes.permute(3, 0, 1, 2).contiguous()
-        add_box_costs = _add_image_box_costs if len(box_LBQ) == 4 else _add_space_box_costs
+        add_box_costs = _add_image_box_costs
+        if len(box_LBQ) == 7:
+            add_box_costs = partial(_add_space_box_costs, cost_heading=self.cost_heading)
         at_once = _PAIRS_AT_ONCE.get(logits.device.type, 1 << 24)
         for first, last, start, end in _image_groups(sizes, layers * queries, at_once):
             # One image's queries broadcast over its targets; where several share a group each target gets its own.
@@ -136,12 +140,15 @@ def _add_image_box_costs(costs: Tensor, box_LNQ: Tensor, targets: Tensor, cost_b
     costs.sub_(intersection / union + union / hull, alpha=cost_giou)
 
 
-def _add_space_box_costs(costs: Tensor, box_LNQ: Tensor, targets: Tensor, cost_bbox: float, cost_giou: float) -> None:
+def _add_space_box_costs(
+    costs: Tensor, box_LNQ: Tensor, targets: Tensor, cost_bbox: float, cost_giou: float, cost_heading: float
+) -> None:
     """Likewise L1 and footprint IoU of 3D boxes, [7, L, N or 1, Q] and [N, 7]."""
     target_N = targets.t()[:, None, :, None]
     for box, target in zip(box_LNQ[:6], target_N[:6]):
         costs.add_((box - target).abs_(), alpha=cost_bbox)
-    costs.add_(wrap_angle(box_LNQ[6] - target_N[6]).abs_(), alpha=cost_bbox)
+    if cost_heading:
+        costs.add_(wrap_angle(box_LNQ[6] - target_N[6]).abs_(), alpha=cost_heading)
     if cost_giou:
         # [N, 1, 7] against [L, N or 1, Q, 7]
         overlap = pairwise_bev_iou(targets[:, None], box_LNQ.permute(1, 2, 3, 0))

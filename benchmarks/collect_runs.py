@@ -3,8 +3,8 @@
     python benchmarks/collect_runs.py --run_name tiny --output_root . --out benchmarks/results/demo_tiny.json \
         --command "make demo"
 
-For each of the three BDD100K experts: the official metrics of best.pth, steps, seconds, seed, commit and versions, and
-the baselines if `automoe report` has computed them.
+For each of the experts that have a run of that name: the official metrics of best.pth (BDD100K's in percent, nuScenes'
+as fractions), steps, seconds, seed, commit and versions, and the baselines if `automoe report` has computed them.
 """
 
 from __future__ import annotations
@@ -17,20 +17,30 @@ from pathlib import Path
 from automoe.engine import checkpoint
 from automoe.files import write_text
 
-TASKS = ("detection", "drivable", "segmentation")
+COMPONENTS = {
+    "detection": "bdd100k_detection_expert",
+    "drivable": "bdd100k_drivable_expert",
+    "segmentation": "bdd100k_segmentation_expert",
+    "nuscenes": "nuscenes_expert",
+}
+"""Entries of the file, and the folders of their checkpoints."""
+
+DECIMALS = {"nuscenes": 5}
+"""Of metrics that are fractions; percent have three."""
 
 
 def collect(output_root: Path, run_name: str) -> dict[str, dict]:
-    """One entry a task; a task without a finished run is left out."""
+    """One entry an expert; one without a finished run is left out."""
     found = {}
-    for task in TASKS:
-        folder = output_root / "models" / "checkpoints" / f"bdd100k_{task}_expert" / run_name
+    for task, component in COMPONENTS.items():
+        folder = output_root / "models" / "checkpoints" / component / run_name
         if not (folder / "best.pth").is_file():
             continue
         payload = checkpoint.load(folder / "best.pth")
         baselines = folder / "baselines.json"
+        decimals = DECIMALS.get(task, 3)
         found[task] = {
-            "metrics": {key: round(v, 3) if v is not None else None for key, v in payload["metrics"].items()},
+            "metrics": {key: round(v, decimals) if v is not None else None for key, v in payload["metrics"].items()},
             "baselines": json.loads(baselines.read_text()) if baselines.is_file() else None,
             "progress": payload["progress"],
             "seed": payload["seed"],

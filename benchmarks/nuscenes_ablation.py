@@ -4,8 +4,12 @@
 
 For each seed three models train for the same steps (profiles `<profile>`, `<profile>_lidar`, `<profile>_camera`); the
 first is then scored again with every sample's LiDAR, or its pictures, taken from a sample of another scene. Trained
-models are kept under --output_root and found again, so that a stopped comparison goes on, and several processes may
-train different --rows of it. Printed are means over the seeds with the half width of a 95 % interval (Student's t).
+models are kept under --output_root and found again, so that a stopped comparison goes on. On a prepared set several
+processes may each train one of the first three --rows; a last call without --rows makes the table. Printed are means
+over the seeds with the half width of a 95 % interval (Student's t).
+
+Camera-only models are taught what lies in the pictures of a sample, which are fewer in training than in evaluation
+(`augment.cameras`); LiDAR-only ones all that has a point. A row says what a sensor is good for within this recipe.
 """
 
 from __future__ import annotations
@@ -69,7 +73,7 @@ def train(row: str, seed: int, options: argparse.Namespace) -> Path:
     """The best.pth of a row that is trained, now or earlier."""
     flags = NuscenesFlags(
         profile=options.profile + TRAINED[row],
-        run_name=f"ablation-{options.profile}{TRAINED[row]}-{seed}",
+        run_name=f"{options.profile}{TRAINED[row]}-{options.steps or 'all'}-steps-seed-{seed}",
         output_root=options.output_root,
         prepared_dir=options.prepared_dir,
         max_steps=options.steps,
@@ -80,20 +84,23 @@ def train(row: str, seed: int, options: argparse.Namespace) -> Path:
     return options.output_root / "models" / "checkpoints" / COMPONENT / str(flags.run_name) / "best.pth"
 
 
-def score(checkpoint: Path, entry: str | None, seed: int, options: argparse.Namespace) -> dict[str, float | None]:
-    """The metrics of a checkpoint on the validation set, with one entry of its samples shuffled if it is given."""
+def score(path: Path, entry: str | None, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The metrics of a checkpoint on the validation set, with one entry of its samples shuffled if it is given, and by
+    which steps and commit it was trained."""
     info = ensure_prepared(options.data_root, TASK, "val", options.prepared_dir)
     with setup("auto") as dist:
-        expert = load_expert(checkpoint, dist.device)
+        expert = load_expert(path, dist.device)
         dataset: Any = NuscenesDataset(info.path, view_of(expert.payload["preprocess"]))
         dataset = Shuffled(dataset, entry, seed) if entry else dataset
         loader = evaluation_loader(dataset, collate, 2, dist, num_workers=options.num_workers)
-        return evaluate_expert(expert.model, dataset, loader, dist)
+        payload = expert.payload
+        trained = {"steps": payload["progress"]["step"], "commit": payload["commit"], "dirty": payload["dirty"]}
+        return {**evaluate_expert(expert.model, dataset, loader, dist), **trained, "seed": seed}
 
 
-def compare(options: argparse.Namespace) -> dict[str, list[dict[str, float | None]]]:
+def compare(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """The metrics of every row, a dictionary a seed."""
-    found: dict[str, list[dict[str, float | None]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for seed in options.seeds:
         for row in options.rows:
             if row in TRAINED:
@@ -112,7 +119,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(half)
 
 
-def table(found: Mapping[str, Sequence[Mapping[str, float | None]]]) -> str:
+def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """The comparison as text."""
     width = max(map(len, found))
     lines = [" " * width + "".join(f"{key:>20}" for key in SHOWN)]
@@ -147,14 +154,16 @@ def main() -> None:
         fail(str(error))
     print(table(found))
     if options.json:
-        kept = {"mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "heatmap/mAP"}
+        kept = {"mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "heatmap/mAP", "image/AP50"}
+        kept |= {"seed", "steps", "commit", "dirty"}
         kept |= {f"AP/{name}" for name in NUSCENES_DETECTION}
         said = {
-            "command": f"benchmarks/nuscenes_ablation.py --profile {options.profile} --seeds "
-            + " ".join(map(str, options.seeds)),
+            "command": f"python benchmarks/nuscenes_ablation.py --data_root DIR --profile {options.profile} --seeds "
+            + " ".join(map(str, options.seeds))
+            + (f" --steps {options.steps}" if options.steps else ""),
             "seeds": options.seeds,
             "validation": {"samples": info.count, "boxes": info.boxes, "fingerprint": info.fingerprint},
-            **{key: origin()[key] for key in ("commit", "dirty", "versions")},
+            "versions": origin()["versions"],
             "rows": {row: [{k: v for k, v in run.items() if k in kept} for run in runs] for row, runs in found.items()},
         }
         write_text(options.json, json.dumps(said, indent=1) + "\n")

@@ -2,10 +2,11 @@
 
     python benchmarks/nuscenes_profiles.py --data_root datasets/embedded/nuscenes --json profiles.json
 
-Each profile trains and is evaluated for a moment through the trainer itself, in a process of its own, whose peak memory
-is taken from the operating system (and, on a GPU, from PyTorch). Training passes over --samples samples for --steps
-steps; the first step, which compiles and allocates, is among them. Run it on an idle machine; the load just before
-each run says whether it was.
+Each profile trains and is evaluated for a moment through the trainer itself, in a process of its own. Peak memory is
+what the operating system says of that process and of the largest of its loader's workers (memory that they share counts
+in both) and, on a GPU, what PyTorch says. Training passes over --samples samples for --steps steps; the first step,
+which compiles and allocates, is among them. Run it on an idle machine; the load just before each run says whether it
+was.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from automoe.data.nuscenes_prepared import TASK
+from automoe.data.prepared import ensure_prepared
 from automoe.engine import checkpoint
 from automoe.engine.manifest import origin
 from automoe.errors import AutoMoEError
@@ -51,6 +54,8 @@ def measure(profile: str, options: argparse.Namespace) -> dict[str, Any]:
         run = Path(scratch) / "models" / "checkpoints" / "nuscenes_expert" / profile
         payload = checkpoint.load(run / "best.pth")
     engine = payload["config"]["engine"]
+    val = ensure_prepared(options.data_root, TASK, "val", options.prepared_dir)
+    evaluated = min(options.samples, val.count)
     gpu = torch.cuda.is_available()
     return {
         "parameters": sum(value.numel() for value in payload["model"].values()),
@@ -59,8 +64,10 @@ def measure(profile: str, options: argparse.Namespace) -> dict[str, Any]:
         "steps": result.steps,
         "seconds_a_step": round(result.seconds / result.steps, 4),
         "data_wait": round(result.data_wait, 4),
-        "evaluation_seconds_a_sample": round(result.evaluation_seconds / options.samples, 4),
+        "evaluation_seconds_a_sample": round(result.evaluation_seconds / evaluated, 4),
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "peak_gib_of_a_worker": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 2),
+        "random_weights": options.random_weights,
         "peak_gpu_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else None,
         "load_before": round(load, 2),
         "threads": torch.get_num_threads(),

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from automoe.data.nuscenes import Sample
 from automoe.data.nuscenes_tables import CAMERAS
+from automoe.poses import invert, move_points
 
 VERSION = "v1.0-mini"
 EGO_SPEED = 8.0
@@ -51,6 +53,14 @@ def edit_table(root: Path, table: str, change: Callable[[list[dict[str, Any]]], 
     records = json.loads(path.read_text())
     change(records)
     path.write_text(json.dumps(records))
+
+
+def append_points(sample: Sample, places: np.ndarray) -> None:
+    """More points of a sample's LiDAR at places [N, 3] of the ego frame."""
+    lidar = move_points(invert(sample.lidar.T_ego_lidar), places)
+    points = np.column_stack([lidar, np.full(len(lidar), 50.0), np.zeros(len(lidar))])
+    with sample.lidar.path.open("ab") as file:
+        file.write(points.astype(np.float32).tobytes())
 
 
 def _add_rig(tables: dict[str, list], size: tuple[int, int]) -> None:

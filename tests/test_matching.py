@@ -214,6 +214,22 @@ def test_a_heading_just_below_a_full_turn_is_close_to_zero():
     assert queries.tolist() == [1]
 
 
+def test_headings_can_be_left_out_of_the_cost():
+    """Two cones side by side, each found where it stands, with headings that are chance."""
+    size = [0.4, 0.4, 0.7]
+    boxes = torch.tensor([[0.0, 0, 0, *size, 0.0], [1.5, 0, 0, *size, 3.1]])
+    outputs = {"logits": torch.zeros(1, 2, 1), "boxes": boxes[None]}
+    turned = boxes.clone()
+    turned[:, 6] = boxes[:, 6].flip(0)
+    targets = [{"labels": torch.tensor([0, 0]), "boxes": turned}]
+    for cost_heading, expected in ((None, [1, 0]), (0.0, [0, 1]), (0.1, [0, 1])):
+        matcher = HungarianMatcher(cost_bbox=0.25, cost_giou=0, box="3d", cost_heading=cost_heading)
+        [(_, target)] = matcher(outputs, targets)
+        assert target.tolist() == expected
+    with pytest.raises(ConfigError, match="cost_heading is -1"):
+        HungarianMatcher(cost_heading=-1)
+
+
 def test_boxes_without_area_can_be_matched():
     outputs = {"logits": torch.zeros(1, 2, 1), "boxes": torch.tensor([[[0.9, 0.9, 0.0, 0.0], [0.1, 0.1, 0, 0]]])}
     targets = [{"labels": torch.tensor([0]), "boxes": torch.tensor([[0.1, 0.1, 0.0, 0.0]])}]

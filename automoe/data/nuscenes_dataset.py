@@ -36,7 +36,8 @@ PASTED_POINTS = 5
 """LiDAR points that an object must have to be pasted."""
 
 HIDDEN_SHARE = 0.3
-"""An object of which something nearer covers more in a picture is not pasted."""
+"""An object of which something nearer covers more in a picture is not pasted, nor one that would take more than this of
+something nearer away."""
 
 PASTED_MARGIN = 0.1
 """Metres round a pasted object's box within which points are its own."""
@@ -184,15 +185,20 @@ class NuscenesDataset(Dataset[dict[str, Any]]):
         """How often each sample should be drawn, float64 [N], so that classes are seen more evenly: the root of its
         rarest class's rarity (the repeat factors of LVIS, Gupta et al., CVPR 2019)."""
         present = np.zeros((len(self), len(NUSCENES_DETECTION)), bool)
-        for index, labels in enumerate(self.rows.labels()):
+        for index, labels in enumerate(self._labels()):
             present[index, labels] = True
         share = np.maximum(present.mean(axis=0), 1 / max(len(self), 1))
         return np.maximum((present / np.sqrt(share)).max(axis=1), 1.0)
 
     def class_counts(self) -> list[int]:
-        """How many boxes of each class there are."""
-        labels = np.concatenate([np.zeros(0, np.int64), *self.rows.labels()])
+        """How many boxes of each class there are that have a point."""
+        labels = np.concatenate([np.zeros(0, np.int64), *self._labels()])
         return np.bincount(labels, minlength=len(NUSCENES_DETECTION)).tolist()
+
+    def _labels(self) -> list[np.ndarray]:
+        """The classes of each sample's boxes that are taught."""
+        columns = self.rows.column("labels"), self.rows.column("box_points")
+        return [np.array(labels, np.int64)[np.array(points, np.int64) > 0] for labels, points in zip(*columns)]
 
     # --- the sample as it is ---
 
@@ -276,14 +282,15 @@ class NuscenesDataset(Dataset[dict[str, Any]]):
         patches = []
         for channel, shot in scene.shots.items():
             target, depth = image_boxes(own, shot.intrinsic, shot.T_cam_ego, shot.size)
-            if channel not in donor.cameras or np.isnan(target).any():
+            if np.isnan(target).any():
                 continue
+            if channel not in donor.cameras:
+                return  # seen here, and nobody knows how it looks
             given = self._shot(donor, channel)
             source, _ = image_boxes(own, given.intrinsic, given.T_cam_ego, given.size)
-            if np.isnan(source).any():
-                continue
             others, depths = image_boxes(scene.boxes, shot.intrinsic, shot.T_cam_ego, shot.size)
-            if (_covered(target[0], others)[depths < depth[0]] > HIDDEN_SHARE).any():
+            nearer = others[depths < depth[0]]
+            if np.isnan(source).any() or (_shared(target[0], nearer) > HIDDEN_SHARE).any():
                 return
             patches.append((given, source[0], shot, target[0]))
         larger = own + PASTED_MARGIN * np.array([0, 0, 0, 2, 2, 2, 0])
@@ -391,11 +398,12 @@ def _in_a_picture(scene: _Scene, intrinsic: np.ndarray, size: tuple[int, int]) -
     return seen
 
 
-def _covered(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The share of an image box [4] that each of the others [N, 4] covers: [N], 0 for those that are NaN."""
+def _shared(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """What an image box [4] and each of the others [N, 4] have in common, as a share of the one or the other, whichever
+    is more: [N], 0 for those that are NaN."""
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    area = (box[2:] - box[:2]).prod()
-    return np.nan_to_num((high - low).clip(min=0).prod(axis=1) / max(area, 1e-9))
+    smaller = np.minimum((box[2:] - box[:2]).prod(), (others[:, 2:] - others[:, :2]).prod(axis=1))
+    return np.nan_to_num((high - low).clip(min=0).prod(axis=1) / np.maximum(smaller, 1e-9))
 
 
 def _copy_patch(given: _Shot, source: np.ndarray, shot: _Shot, target: np.ndarray) -> None:

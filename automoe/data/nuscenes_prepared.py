@@ -215,10 +215,6 @@ class NuscenesRows:
             **whole,
         )
 
-    def labels(self) -> list[np.ndarray]:
-        """The classes of each sample's boxes, int64 [N] each; nothing else is read, so it is quick for a whole set."""
-        return [np.array(labels, np.int64) for labels in self.column("labels")]
-
     def column(self, name: str) -> list[Any]:
         """One small column of all samples ("token", "scene", ...) as plain Python; the blobs are not touched."""
         values = self._table.data.column(name).take(self._numbers)

@@ -83,7 +83,7 @@ class NuscenesConfig:
 
     cameras: tuple[str, ...] = NUSCENES_CAMERAS
     lidar: bool = True
-    image: DetectionConfig = field(default_factory=lambda: DetectionConfig(num_queries=50, denoising_groups=1))
+    image: DetectionConfig = field(default_factory=DetectionConfig)
     grid: BevGrid = field(default_factory=BevGrid)
     dim: int = 64
     pillar_dim: int = 32
@@ -105,7 +105,8 @@ class NuscenesConfig:
     heatmap_bbox_weight: float = 0.5
     denoising_weight: float = 1.0
     denoising_groups: int = 0
-    image_weight: float = 0.5
+    image_weight: float = 0.1
+    point_weight: float = 0.5
     balance: float = 0.5
     class_counts: tuple[int, ...] = ()
     max_detections: int = 300
@@ -140,7 +141,9 @@ class NuscenesExpert(Expert):
       heat_logits [B, 10, H, W], heat_numbers [B, H, W, 10]: its maps, for the loss;
       tokens [B, Q, D], token_positions [B, Q, 2] (x, y in the ego frame, metres): for the policy;
       image: what the image branch says of all B * N pictures (`DetectionExpert.forward`);
-      denoising_logits, denoising_numbers [L, B, M, ...] where denoising boxes were given.
+      denoising_logits, denoising_numbers [L, B, M, ...] where denoising boxes were given;
+      point_logits [B, K, 11], in training with both sensors: what the pictures alone say of the key frame's points that
+      they show, `point_rows` int64 [B, K]; where `point_seen`, bool [B, K], is false there is none (`point_loss`).
     """
 
     kind = "nuscenes"
@@ -158,6 +161,9 @@ class NuscenesExpert(Expert):
         maps, painted = 1, 0
         if self.image is not None:
             painted = config.paint_dim + len(self.classes)
+            if config.lidar:
+                painted += len(self.classes)
+                self.point_classes = nn.Conv2d(config.image.dim, len(self.classes) + 1, 1)
             maps += len(self.image.backbone.strides)
             self.paint = nn.Conv2d(config.image.dim, config.paint_dim, 1)
             self.lift = nn.Conv2d(painted * len(config.lift_heights), dim, 1)
@@ -185,7 +191,7 @@ class NuscenesExpert(Expert):
     def _start_with_lidar(self, painted: int) -> None:
         """An untrained image branch says nothing to the map and little to the queries: what the LiDAR tells is learnt
         first, from clean features, and pictures can only add to it."""
-        nn.init.zeros_(self.pillars.points[0].weight[:, -painted:])
+        nn.init.zeros_(self.pillars.points.weight[:, -painted:])
         nn.init.zeros_(self.lift.weight)
         self.decoder.favour(0)
 
@@ -207,13 +213,24 @@ class NuscenesExpert(Expert):
             rig = Rig(batch["T_cam_ego"], batch["intrinsic"], size, batch["present"])
             features = self.image.features(self.image.normalise(images))
             out["image"] = self.image.detect(features, size, image_denoising_boxes)
-            shown = torch.cat([self.paint(features[0]) * TIMID, _evidence(out["image"]["heat_logits"])], dim=1)
+            shown = [self.paint(features[0]), _evidence(out["image"]["heat_logits"])]
+            if self.config.lidar:
+                shown[0] = shown[0] * TIMID
+                point_logits = self.point_classes(features[0])
+                shown.append(point_logits.detach().softmax(dim=1)[:, :-1])
+            shown = torch.cat(shown, dim=1)
             wide = rig.side_by_side(shown)
             sources.append(self._lifted(wide, rig, shown.shape[-1], side))
             cameras = [rig.side_by_side(self.for_decoder(one)) for one in features]
             columns = tuple(one.shape[-1] for one in features)
             if self.config.lidar:
-                painted = _sample_wide(wide, rig.locate(batch["points"][..., :3], shown.shape[-1]))
+                places = rig.locate(batch["points"][..., :3], shown.shape[-1])
+                painted = _sample_wide(wide, places)
+                if self.training:
+                    rows, shown_at = shown_rows(batch["points"], batch["point_count"], places)
+                    out["point_rows"], out["point_seen"] = rows, shown_at
+                    places = places.gather(1, rows[..., None].expand(-1, -1, 2))
+                    out["point_logits"] = _sample_wide(rig.side_by_side(point_logits), places)
         if self.config.lidar:
             sources.append(self.bev(self.pillars(batch["points"], batch["point_count"], painted)))
         bev = self.fuse(torch.stack(sources).sum(dim=0) if len(sources) > 1 else sources[0])
@@ -391,7 +408,10 @@ class NuscenesCriterion:
     def __init__(self, config: NuscenesConfig, reduce_count: CountReducer) -> None:
         self.config = config
         self.reduce_count = reduce_count
-        self.matcher = HungarianMatcher(config.cost_class, config.cost_bbox, config.cost_giou, box="3d")
+        # Which way round an object stands is learnt last, and a cone stands no way round: that decides nothing.
+        self.matcher = HungarianMatcher(
+            config.cost_class, config.cost_bbox, config.cost_giou, box="3d", cost_heading=0.0
+        )
         self.image = DetectionCriterion(config.image, reduce_count) if config.cameras else None
         self.rarity = rarity_weights(config.class_counts, config.balance)
 
@@ -414,6 +434,9 @@ class NuscenesCriterion:
             image_boxes, image_source = self.image.denoising(image_targets) or (None, None)
         outputs = model(batch, numbers, image_boxes)
         losses = self.losses(outputs, targets, source)
+        if "point_logits" in outputs:
+            losses["point"] = point_loss(outputs, batch, self.rarity) * self.config.point_weight
+            losses["loss"] = losses["loss"] + losses["point"]
         if self.image is not None:
             own = self.image.losses(outputs["image"], image_targets, image_source)
             losses |= {f"image_{name}": value * self.config.image_weight for name, value in own.items()}
@@ -503,6 +526,59 @@ def box_distance(got: Tensor, true: Tensor) -> Tensor:
     heading = EITHER_WAY * nearer + (1 - EITHER_WAY) * ahead
     gap = torch.cat([gap[..., :6], heading, gap[..., 8:]], dim=-1)
     return (gap * got.new_tensor(BOX_WEIGHTS)).sum(dim=-1)
+
+
+def shown_rows(points: Tensor, count: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the key frame's points that some picture shows, int64 [B, K], and which of them are: bool [B, K].
+
+    points: [B, P, 5], of which `count` [B] are points; places: [B, P, 2] on the pictures, negative where none shows it.
+    """
+    shown = (places >= 0).all(dim=-1) & (points[..., 4] == 0)
+    shown &= torch.arange(points.shape[1], device=points.device) < count[:, None]
+    number = shown.sum(dim=1)
+    most = max(1, int(number.max()))
+    rows = shown.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    return rows, torch.arange(rows.shape[1], device=points.device) < number[:, None]
+
+
+def point_loss(outputs: Mapping[str, Tensor], batch: Mapping[str, Any], weights: Tensor) -> Tensor:
+    """Cross-entropy of what pictures show where the key frame's points are: an object's class, or background.
+
+    A 3D box says of every point in it what it is and so, without a mask that somebody drew, of the pixels that show
+    it. Objects count by the root of their points and by their classes' weights [10]; all of them together count as much
+    as the background. outputs: `NuscenesExpert.forward`'s `point_...`; the mean over the samples.
+    """
+    logits, background = outputs["point_logits"], len(NUSCENES_DETECTION)
+    parts = [logits.sum() * 0.0]
+    for b, (boxes, labels) in enumerate(zip(batch["boxes"], batch["labels"])):
+        seen = outputs["point_seen"][b]
+        owner = point_owners(batch["points"][b, outputs["point_rows"][b, seen], :3], boxes)
+        on = owner >= 0
+        if not bool(on.any()):
+            continue
+        own = owner.clamp(min=0)
+        number = torch.bincount(owner[on], minlength=len(boxes)).float()
+        weight = weights.to(number.device)[labels] / number.clamp(min=1).sqrt()
+        each = torch.where(on, weight[own], 0.0)
+        each = torch.where(on, each, each.sum() / (~on).sum().clamp(min=1))
+        target = torch.where(on, labels[own], background)
+        loss = F.cross_entropy(logits[b, seen].float(), target, reduction="none")
+        parts.append((loss * each).sum() / each.sum())
+    return torch.stack(parts).sum() / len(logits)
+
+
+def point_owners(points: Tensor, boxes: Tensor) -> Tensor:
+    """The box [M, 7] that each point [P, 3] lies in, the smallest of several: int64 [P], -1 for none."""
+    if not len(boxes):
+        return torch.full((len(points),), -1, device=points.device)
+    apart = points[:, None] - boxes[None, :, :3]
+    cos, sin = boxes[:, 6].cos(), boxes[:, 6].sin()
+    along = apart[..., 0] * cos + apart[..., 1] * sin
+    across = apart[..., 1] * cos - apart[..., 0] * sin
+    inside = torch.stack([along, across, apart[..., 2]], dim=-1).abs() <= boxes[:, 3:6] / 2
+    volume = boxes[:, 3:6].prod(dim=-1).expand(len(points), -1)
+    smallest, owner = volume.masked_fill(~inside.all(dim=-1), torch.inf).min(dim=1)
+    return torch.where(smallest.isfinite(), owner, -1)
 
 
 def rarity_weights(counts: Sequence[int], balance: float) -> Tensor:

@@ -67,7 +67,7 @@ class PillarEncoder(nn.Module):
         super().__init__()
         self.grid, self.width = grid, width
         # No norm over a point's features: it would take away how high and how bright a point is.
-        self.points = nn.Sequential(nn.Linear(POINT_FEATURES + extra, width), nn.ReLU(inplace=True))
+        self.points = nn.Linear(POINT_FEATURES + extra, width)
 
     def forward(self, points: Tensor, count: Tensor, extra: Tensor | None = None) -> Tensor:
         """points: [B, P, 5] x, y, z, intensity (0 to 255), lag (seconds), in the ego frame; count: int64 [B], how many
@@ -87,7 +87,7 @@ class PillarEncoder(nn.Module):
             kept[:, :2] / grid.reach,
             kept[:, 2:3] / 3,
             kept[:, 3:4] / 128 - 0.3,
-            kept[:, 4:5] * 2,
+            kept[:, 4:5] * 10,
             (kept[:, :2] - middle) / grid.cell,
             kept[:, :3] - mean[pillar],
             number[pillar, None].log1p() / 4,
@@ -95,7 +95,7 @@ class PillarEncoder(nn.Module):
         ]
         if extra is not None:
             features.append(extra[owner, row])
-        encoded = self.points(torch.cat(features, dim=1))
+        encoded = self.points(torch.cat(features, dim=1)).relu_()
         flat = encoded.new_zeros(total, self.width)
         # After a ReLU nothing is below zero: empty pillars stay zero, and the maximum is that of the points.
         flat = flat.scatter_reduce(0, pillar[:, None].expand(-1, self.width), encoded, "amax", include_self=True)

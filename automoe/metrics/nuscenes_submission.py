@@ -37,7 +37,7 @@ def read_submission(path: Path) -> tuple[dict[str, Boxes3D], dict[str, Any]]:
         raise DataError(f'{path} has no "results": a submission is {{"meta": {{...}}, "results": {{token: [boxes]}}}}.')
     if not isinstance(content.get("meta"), dict):
         raise DataError(f'{path} has no "meta": say which sensors were used ({", ".join(MODALITIES)}).')
-    boxes = {token: _sample_boxes(found, f"{path}, sample {token}") for token, found in content["results"].items()}
+    boxes = {token: _sample_boxes(found, token, str(path)) for token, found in content["results"].items()}
     return boxes, content["meta"]
 
 
@@ -55,7 +55,8 @@ def write_submission(path: Path, boxes: Mapping[str, Boxes3D], *, camera: bool, 
     write_text(path, json.dumps({"meta": meta, "results": results}, allow_nan=False))
 
 
-def _sample_boxes(found: Any, where: str) -> Boxes3D:
+def _sample_boxes(found: Any, token: str, path: str) -> Boxes3D:
+    where = f"{path}, sample {token}"
     if not isinstance(found, list):
         raise DataError(f"{where} is not a list of boxes.")
     if len(found) > MAX_BOXES:
@@ -65,8 +66,12 @@ def _sample_boxes(found: Any, where: str) -> Boxes3D:
         at = f"{where}, box {number}"
         if not isinstance(box, dict):
             raise DataError(f"{at} is not an object.")
+        if box.get("sample_token") != token:
+            raise DataError(f"{at}: sample_token is {box.get('sample_token')!r}; it must be that of the sample.")
         for key, length in _VECTORS.items():
             columns[key].append(_vector(box.get(key), length, key, at))
+        if not any(columns["rotation"][-1]):
+            raise DataError(f"{at}: rotation is all zeros, which is no quaternion.")
         columns["label"].append(_known(box, "detection_name", _LABELS, at))
         columns["attribute"].append(_known(box, "attribute_name", _ATTRIBUTES, at))
         columns["score"].append(_vector([box.get("detection_score")], 1, "detection_score", at)[0])

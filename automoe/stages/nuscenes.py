@@ -107,7 +107,7 @@ class NuscenesStage(ExpertStage[NuscenesStageConfig]):
         assert isinstance(flags, NuscenesFlags)
         model = from_dict(NuscenesConfig, config.model, "model")
         self.sensors = {"camera": bool(model.cameras), "lidar": model.lidar}
-        options: dict[str, Any] = {"sweeps": config.sweeps}
+        options: dict[str, Any] = {"sweeps": config.sweeps, "cameras": list(model.cameras)}
         if flags.version is not None:
             options["version"] = flags.version
         train_info, val_info = prepare_splits(root, TASK, flags.prepared_dir, dist, options)

@@ -45,8 +45,9 @@ def test_a_row_for_every_model_and_nothing_trained_twice(ablation: ModuleType, d
     found = ablation.compare(ablation.parse([*options, "--seeds", "0"]))
     assert list(found) == ["camera+LiDAR", "LiDAR only", "camera only", "shuffled LiDAR", "shuffled images"]
     assert all(len(runs) == 1 and runs[0]["mAP"] is not None for runs in found.values())
+    assert all((runs[0]["steps"], runs[0]["seed"]) == (1, 0) for runs in found.values())
     checkpoints = sorted(tmp_path.glob("models/checkpoints/nuscenes_expert/*/best.pth"))
-    names = ["ablation-tiny-0", "ablation-tiny_camera-0", "ablation-tiny_lidar-0"]
+    names = [f"tiny{kind}-1-steps-seed-0" for kind in ("", "_camera", "_lidar")]
     assert [path.parent.name for path in checkpoints] == names
     before = [path.stat().st_mtime_ns for path in checkpoints]
     again = ablation.compare(ablation.parse([*options, "--seeds", "0", "--rows", "shuffled images"]))

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from nuscenes_tree import NORTH, edit_table, write_nuscenes_tree
+from nuscenes_tree import NORTH, append_points, edit_table, write_nuscenes_tree
 
-from automoe.data.nuscenes import Nuscenes, Sample
+from automoe.data.nuscenes import Nuscenes
 from automoe.data.nuscenes_dataset import BevAugmentConfig, NuscenesDataset, NuscenesView, collate, image_boxes
 from automoe.data.nuscenes_tables import CAMERAS
 from automoe.data.prepared import prepare
 from automoe.data.transforms import AugmentConfig
 from automoe.errors import ConfigError, DataError
-from automoe.poses import invert, move_points, points_inside
+from automoe.poses import move_points, points_inside
 from automoe.taxonomy import NUSCENES_DETECTION
 
 RAW = (160, 90)
@@ -101,14 +101,6 @@ def add_points_and_pictures(tree: Path, size: tuple[int, int]) -> None:
                 ego = np.column_stack([turned.T, inside[:, 2]]) + np.array([x, y, z])
                 append_points(sample, ego)
             number += 1
-
-
-def append_points(sample: Sample, places: np.ndarray) -> None:
-    """More points of a sample's LiDAR at places [N, 3] of the ego frame."""
-    lidar = move_points(invert(sample.lidar.T_ego_lidar), places)
-    points = np.column_stack([lidar, np.full(len(lidar), 50.0), np.zeros(len(lidar))])
-    with sample.lidar.path.open("ab") as file:
-        file.write(points.astype(np.float32).tobytes())
 
 
 @pytest.fixture(scope="module")
@@ -522,15 +514,18 @@ def test_what_would_collide_is_not_pasted(tmp_path: Path) -> None:
             assert equal(with_paste[epoch, index], without[epoch, index])
 
 
-def test_what_something_nearer_hides_is_not_pasted(tmp_path: Path) -> None:
-    """A car ten metres ahead in one scene, one twice as far in the other: only the near one may come to the other."""
+@pytest.mark.parametrize(("near", "far"), [([1.9, 4.5, 1.6], [1.9, 4.5, 1.6]), ([0.3, 0.3, 1.6], [8.0, 3.0, 3.0])])
+def test_what_stands_behind_something_nearer_is_not_pasted(tmp_path: Path, near: list[float], far: list[float]) -> None:
+    """Something ten metres ahead in one scene, something twice as far in the other: only the near one may come to the
+    other, whether it would hide the far one or, slim as it is, be painted over by it."""
     tree = write_tree(tmp_path / "tree")
 
     def change(records: list[dict[str, Any]]) -> None:
         records[:] = [record for record in records if "-car-" in record["token"]]
         for record in records:
             ahead = 10.0 if record["token"].startswith("scene-a") else 22.0
-            record.update(translation=[0.0, ahead, 1.0], rotation=NORTH)
+            size = near if record["token"].startswith("scene-a") else far
+            record.update(translation=[0.0, ahead, 1.0], rotation=NORTH, size=size)
             if record["token"].endswith("1"):
                 record.update(translation=[0.0, ahead + 4.0, 1.0])  # as the ego has moved on
 

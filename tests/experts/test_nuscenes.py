@@ -25,7 +25,10 @@ from automoe.experts.nuscenes import (
     attribute_mask,
     box_distance,
     make_denoising,
+    point_loss,
+    point_owners,
     rarity_weights,
+    shown_rows,
 )
 from automoe.experts.registry import build_expert
 from automoe.experts.rig_geometry import Rig
@@ -63,7 +66,7 @@ def wake(expert: NuscenesExpert) -> NuscenesExpert:
         last = [head for d in decoders for head in [*d.class_heads, *(h[-1] for h in d.reference_heads)]]
         last += [expert.heatmap.classes[-1], expert.heatmap.boxes[-1]]
         last += [expert.lift] if expert.image is not None else []
-        last += [expert.pillars.points[0]] if expert.config.lidar else []
+        last += [expert.pillars.points] if expert.config.lidar else []
         for layer in last:
             layer.weight.normal_(std=0.1, generator=generator)
     return expert
@@ -584,6 +587,17 @@ def test_headings_are_pulled_to_the_right_one_from_everywhere_and_first_to_an_ax
     assert costs[0] < costs[1] < costs[2]
 
 
+def test_samples_count_alike_in_the_points_loss(front: NuscenesExpert) -> None:
+    """So that processes with as many samples each agree with one process that has them all."""
+    batch = make_batch([40, 0, 40])
+    assert float(criterion_of(front)(front.train(), rows(batch, 1))["point"].detach()) == 0.0
+    with torch.no_grad():
+        whole = criterion_of(front)(front, batch)["point"]
+        each = [criterion_of(front)(front, rows(batch, place))["point"] for place in range(3)]
+    assert whole > 0
+    torch.testing.assert_close(whole, torch.stack(each).mean())
+
+
 def test_a_cone_has_no_heading(front: NuscenesExpert) -> None:
     losses = []
     for yaw in (0.0, 2.0):
@@ -594,7 +608,7 @@ def test_a_cone_has_no_heading(front: NuscenesExpert) -> None:
         with torch.no_grad():
             losses.append(criterion_of(front)(front.eval(), batch))
     assert losses[0]["loss"].isfinite()
-    for key in ("heatmap_bbox", "denoising_bbox_0"):
+    for key in ("heatmap_bbox", "denoising_bbox_0", "bbox"):
         assert losses[0][key] > 0
         torch.testing.assert_close(losses[0][key], losses[1][key])
 
@@ -621,6 +635,47 @@ def test_the_losses_follow_the_weights() -> None:
     assert losses["rare"]["class"] > losses["common"]["class"]
     assert losses["rare"]["heatmap"] != losses["common"]["heatmap"]
     torch.testing.assert_close(losses["rare"]["bbox"], losses["common"]["bbox"])
+
+
+def test_points_belong_to_the_box_that_they_lie_in() -> None:
+    turned = torch.tensor([[10.0, 5.0, 1.0, 4.0, 2.0, 1.6, 0.5]])
+    boxes = torch.cat([turned, torch.tensor([[10.0, 5.0, 1.0, 0.5, 0.5, 0.5, 0.0]])])
+    ahead = torch.tensor([np.cos(0.5), np.sin(0.5), 0.0], dtype=torch.float32)
+    aside = torch.tensor([-np.sin(0.5), np.cos(0.5), 0.0], dtype=torch.float32)
+    up = torch.tensor([0.0, 0.0, 1.0])
+    steps = [0.0 * up, 1.9 * ahead, 2.1 * ahead, 0.9 * aside, 1.1 * aside, 0.7 * up, 0.9 * up, 1.9 * aside]
+    points = turned[0, :3] + torch.stack(steps)
+    assert point_owners(points, boxes).tolist() == [1, 0, -1, 0, -1, 0, -1, -1]  # the smallest of several
+    assert point_owners(points, boxes[:0]).tolist() == [-1] * 8
+
+
+def test_pictures_learn_what_their_points_are() -> None:
+    """Points that no picture shows, and those of earlier turns, teach nothing; those in a car pull to a car."""
+    car = torch.tensor([[10.0, 0.0, 0.5, 4.0, 2.0, 1.6, 0.0]])
+    places = [[10.0, 0, 0.5], [10.5, 0, 0.5], [10.0, 0.5, 0.5], [14.0, 3, 0.5], [14.0, -3, 0.5], [10.0, 0, 0.5]]
+    lag = torch.tensor([[0.0], [0.0], [0.0], [0.0], [0.0], [0.1]])
+    points = torch.cat([torch.tensor(places), torch.zeros(6, 1), lag], dim=1)
+    batch = {
+        "points": points[None], "point_count": torch.tensor([6]), "boxes": [car], "labels": [torch.tensor([CAR])],
+    }  # fmt: skip
+    logits = torch.zeros(1, 6, 11, requires_grad=True)
+    places = torch.tensor([[0.5, 0.5]]).repeat(1, 6, 1)
+    places[0, 2:5:2] = -2.0
+    rows, shown = shown_rows(batch["points"], batch["point_count"], places)
+    assert rows[shown].tolist() == [0, 1, 3]
+    outputs = {
+        "point_logits": logits.gather(1, rows[..., None].expand(-1, -1, 11)),
+        "point_rows": rows,
+        "point_seen": shown,
+    }
+    loss = point_loss(outputs, batch, torch.ones(10))
+    loss.backward()
+    assert loss.item() == pytest.approx(np.log(11))
+    pull = logits.grad[0]
+    assert (pull[[2, 4, 5]] == 0).all()
+    assert (pull[:2] < 0).nonzero().tolist() == [[0, CAR], [1, CAR]]
+    assert (pull[3] < 0).nonzero().tolist() == [[10]]  # background
+    torch.testing.assert_close(pull[:2, CAR].sum(), pull[3, 10])  # objects as much as the background
 
 
 def test_an_attribute_that_the_class_can_not_have_teaches_nothing(front: NuscenesExpert) -> None:
@@ -661,6 +716,10 @@ def test_losses_are_finite_and_reach_every_weight(
     assert ("denoising_class_0" in losses) == (sum(counts) > 0)
     parts = torch.stack([value for key, value in losses.items() if key != "loss"]).sum()
     torch.testing.assert_close(losses["loss"], parts)
+    if sum(counts) > 10:  # boxes enough that one lies in the picture
+        assert losses["point"] > 0
+    if not (present and points and sum(counts)):
+        assert losses["point"] == 0
 
 
 @pytest.mark.parametrize(("cameras", "lidar"), [((), True), (("CAM_FRONT",), False)])
@@ -678,7 +737,7 @@ def test_bf16_trains_as_well(front: NuscenesExpert) -> None:
         losses = ExpertStep(front.train(), float)(make_batch([3, 1]))
     losses["loss"].backward()
     sound = all(p.grad is not None and p.grad.isfinite().all() for p in front.parameters() if p.requires_grad)
-    reached = front.pillars.points[0].weight.grad.abs().sum(), front.paint.weight.grad.abs().sum()
+    reached = front.pillars.points.weight.grad.abs().sum(), front.paint.weight.grad.abs().sum()
     front.zero_grad()
     assert losses["loss"].isfinite()
     assert sound

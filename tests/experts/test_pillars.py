@@ -78,7 +78,7 @@ def test_the_features_of_a_point_by_hand(encoder: PillarEncoder) -> None:
     expected = torch.tensor(
         [
             [2.25 / 8, 3.0 / 8, 0.2, 0.7, 0.0, -0.25, -0.5, -0.25, -0.25, -0.3, many, 1.0],
-            [2.75 / 8, 3.5 / 8, 0.4, -0.3, 0.2, 0.25, 0.0, 0.25, 0.25, 0.3, many, 0.0],
+            [2.75 / 8, 3.5 / 8, 0.4, -0.3, 1.0, 0.25, 0.0, 0.25, 0.25, 0.3, many, 0.0],
         ]
     )
     torch.testing.assert_close(given[0], expected, atol=1e-5, rtol=0)

@@ -230,6 +230,8 @@ def test_a_submission_comes_back(tmp_path: Path) -> None:
         ({"attribute_name": "parked"}, "box 0: attribute_name is 'parked'"),
         ({"detection_score": None}, "box 0: detection_score"),
         ({"size": [1, 2, 0]}, "box 0 has the size"),
+        ({"sample_token": "u"}, "box 0: sample_token is 'u'; it must be that of the sample"),
+        ({"rotation": [0, 0, 0, 0]}, "box 0: rotation is all zeros"),
     ],
 )
 def test_a_wrong_submission_is_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:

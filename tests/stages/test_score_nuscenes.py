@@ -1,4 +1,4 @@
-"""`automoe score nuscenes` on a small tree of our own, and side by side with the official devkit."""
+"""`automoe score nuscenes` on a small tree of our own; beside the devkit: `tests/world/test_nuscenes_writer.py`."""
 
 from __future__ import annotations
 
