@@ -85,17 +85,19 @@ def train(row: str, seed: int, options: argparse.Namespace) -> Path:
 
 
 def score(path: Path, entry: str | None, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The metrics of a checkpoint on the validation set, with one entry of its samples shuffled if it is given, and by
-    which steps and commit it was trained."""
+    """The metrics of a checkpoint on the validation set, the trainer's own or, if an entry is given, those with that
+    entry of the samples shuffled; and by which steps and commit it was trained."""
     info = ensure_prepared(options.data_root, TASK, "val", options.prepared_dir)
     with setup("auto") as dist:
         expert = load_expert(path, dist.device)
-        dataset: Any = NuscenesDataset(info.path, view_of(expert.payload["preprocess"]))
-        dataset = Shuffled(dataset, entry, seed) if entry else dataset
-        loader = evaluation_loader(dataset, collate, 2, dist, num_workers=options.num_workers)
         payload = expert.payload
+        metrics = payload["metrics"]
+        if entry is not None:
+            dataset = Shuffled(NuscenesDataset(info.path, view_of(payload["preprocess"])), entry, seed)
+            loader = evaluation_loader(dataset, collate, 2, dist, num_workers=options.num_workers)
+            metrics = evaluate_expert(expert.model, dataset, loader, dist)
         trained = {"steps": payload["progress"]["step"], "commit": payload["commit"], "dirty": payload["dirty"]}
-        return {**evaluate_expert(expert.model, dataset, loader, dist), **trained, "seed": seed}
+        return {**metrics, **trained, "seed": seed}
 
 
 def compare(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
