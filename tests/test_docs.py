@@ -21,7 +21,7 @@ from automoe.data.transforms import AugmentConfig
 from automoe.engine.config import EngineConfig
 from automoe.experts.dense import DenseConfig
 from automoe.experts.detection import DetectionConfig
-from automoe.experts.nuscenes import NuscenesConfig
+from automoe.experts.nuscenes_config import NuscenesConfig
 from automoe.stages import entry
 from automoe.stages.image_stage import ImageStageConfig
 

@@ -14,7 +14,8 @@ from automoe.data.nuscenes_prepared import TASK
 from automoe.engine.distributed import Distributed
 from automoe.engine.loop import FitResult
 from automoe.errors import ConfigError
-from automoe.experts.nuscenes import NuscenesConfig, NuscenesScoring
+from automoe.experts.nuscenes import NuscenesScoring
+from automoe.experts.nuscenes_config import NuscenesConfig
 from automoe.metrics.nuscenes_submission import write_submission
 from automoe.stages.image_stage import check_size, random_start
 from automoe.stages.train_expert import (

@@ -14,7 +14,7 @@ from automoe.experts.bev_heatmap import (
     select_seeds,
 )
 from automoe.experts.box3d import NUMBERS, decode_boxes, encode_boxes
-from automoe.experts.nuscenes import box_distance
+from automoe.experts.nuscenes_criterion import box_distance
 from automoe.experts.pillars import BevGrid
 from automoe.taxonomy import NUSCENES_DETECTION
 

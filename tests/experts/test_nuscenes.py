@@ -18,17 +18,15 @@ from automoe.data.prepared import prepare
 from automoe.errors import ConfigError
 from automoe.experts.box3d import LOG_SIZE, decode_boxes, encode_boxes
 from automoe.experts.expert import ExpertStep
-from automoe.experts.nuscenes import (
+from automoe.experts.nuscenes import NuscenesExpert, _sample_wide, shown_rows
+from automoe.experts.nuscenes_criterion import (
     NuscenesCriterion,
-    NuscenesExpert,
-    _sample_wide,
     attribute_mask,
     box_distance,
     make_denoising,
     point_loss,
     point_owners,
     rarity_weights,
-    shown_rows,
 )
 from automoe.experts.registry import build_expert
 from automoe.experts.rig_geometry import Rig
