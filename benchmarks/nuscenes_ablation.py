@@ -9,7 +9,8 @@ processes may each train one of the first three --rows; a last call without --ro
 over the seeds with the half width of a 95 % interval (Student's t).
 
 Camera-only models are taught what lies in the pictures of a sample, which are fewer in training than in evaluation
-(`augment.cameras`); LiDAR-only ones all that has a point. A row says what a sensor is good for within this recipe.
+(`augment.cameras`), and without points there is no loss of what pictures say of points; LiDAR-only ones are taught all
+that has a point. A row says what a sensor is good for within this recipe.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from automoe.files import write_text
 from automoe.stages.entry import fail
 from automoe.stages.nuscenes import COMPONENT, NuscenesFlags, NuscenesStage, view_of
 from automoe.stages.train_expert import train_expert
-from automoe.taxonomy import NUSCENES_DETECTION
+from automoe.taxonomy import NUSCENES_CAMERAS, NUSCENES_DETECTION
 
 TRAINED = {"camera+LiDAR": "", "LiDAR only": "_lidar", "camera only": "_camera"}
 """Rows that are trained, and what their profiles' names end with."""
@@ -102,6 +103,7 @@ def score(path: Path, entry: str | None, seed: int, options: argparse.Namespace)
 
 def compare(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """The metrics of every row, a dictionary a seed."""
+    _prepare(options)
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in options.seeds:
         for row in options.rows:
@@ -111,6 +113,14 @@ def compare(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
                 checkpoint = train("camera+LiDAR", seed, options)
                 found.setdefault(row, []).append(score(checkpoint, SHUFFLED[row], seed, options))
     return found
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    """The sets as the row with most sensors needs them, whichever row is trained first."""
+    config = NuscenesStage().configure(NuscenesFlags(profile=options.profile))
+    needed = {"sweeps": config.sweeps, "cameras": config.model.get("cameras", list(NUSCENES_CAMERAS))}
+    for split in ("train", "val"):
+        ensure_prepared(options.data_root, TASK, split, options.prepared_dir, options=needed)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -165,7 +175,7 @@ def main() -> None:
             + (f" --steps {options.steps}" if options.steps else ""),
             "seeds": options.seeds,
             "validation": {"samples": info.count, "boxes": info.boxes, "fingerprint": info.fingerprint},
-            "versions": origin()["versions"],
+            "scored": {key: origin()[key] for key in ("commit", "dirty", "versions")},
             "rows": {row: [{k: v for k, v in run.items() if k in kept} for run in runs] for row, runs in found.items()},
         }
         write_text(options.json, json.dumps(said, indent=1) + "\n")

@@ -3,10 +3,9 @@
     python benchmarks/nuscenes_profiles.py --data_root datasets/embedded/nuscenes --json profiles.json
 
 Each profile trains and is evaluated for a moment through the trainer itself, in a process of its own. Peak memory is
-what the operating system says of that process and of the largest of its loader's workers (memory that they share counts
-in both) and, on a GPU, what PyTorch says. Training passes over --samples samples for --steps steps; the first step,
-which compiles and allocates, is among them. Run it on an idle machine; the load just before each run says whether it
-was.
+what the operating system says of that process (not of its loader's workers, if it has any) and, on a GPU, what PyTorch
+says. Training passes over --samples samples for --steps steps; the first step, which compiles and allocates, is among
+them. Run it on an idle machine; the load just before each run says whether it was.
 """
 
 from __future__ import annotations
@@ -22,15 +21,29 @@ from pathlib import Path
 from typing import Any
 
 from automoe.data.nuscenes_prepared import TASK
-from automoe.data.prepared import ensure_prepared
+from automoe.data.prepared import PreparedInfo, ensure_prepared
 from automoe.engine import checkpoint
 from automoe.engine.manifest import origin
 from automoe.errors import AutoMoEError
 from automoe.files import write_text
 from automoe.stages.entry import fail
-from automoe.stages.nuscenes import NuscenesFlags, train_nuscenes
+from automoe.stages.nuscenes import NuscenesFlags, NuscenesStage, train_nuscenes
+from automoe.taxonomy import NUSCENES_CAMERAS
 
 PROFILES = ("tiny", "tiny_lidar", "tiny_camera", "tiny_front", "small")
+
+
+def prepare(options: argparse.Namespace) -> dict[str, PreparedInfo]:
+    """The prepared sets of both splits, with what the greediest of the profiles uses."""
+    needed: dict[str, Any] = {"sweeps": 0, "cameras": []}
+    for profile in options.profiles:
+        config = NuscenesStage().configure(NuscenesFlags(profile=profile))
+        needed["sweeps"] = max(needed["sweeps"], config.sweeps)
+        needed["cameras"] = max(needed["cameras"], config.model.get("cameras", list(NUSCENES_CAMERAS)), key=len)
+    return {
+        split: ensure_prepared(options.data_root, TASK, split, options.prepared_dir, options=needed)
+        for split in ("train", "val")
+    }
 
 
 def measure(profile: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -48,14 +61,14 @@ def measure(profile: str, options: argparse.Namespace) -> dict[str, Any]:
             max_steps=options.steps,
             limit=options.samples,
             batch_size=options.batch_size,
+            eval_every=10**6,  # at the end only
             pretrained=not options.random_weights,
         )
         result = train_nuscenes(flags)
         run = Path(scratch) / "models" / "checkpoints" / "nuscenes_expert" / profile
         payload = checkpoint.load(run / "best.pth")
     engine = payload["config"]["engine"]
-    val = ensure_prepared(options.data_root, TASK, "val", options.prepared_dir)
-    evaluated = min(options.samples, val.count)
+    evaluated = min(options.samples, prepare(options)["val"].count)
     gpu = torch.cuda.is_available()
     return {
         "parameters": sum(value.numel() for value in payload["model"].values()),
@@ -66,7 +79,6 @@ def measure(profile: str, options: argparse.Namespace) -> dict[str, Any]:
         "data_wait": round(result.data_wait, 4),
         "evaluation_seconds_a_sample": round(result.evaluation_seconds / evaluated, 4),
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "peak_gib_of_a_worker": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 2),
         "random_weights": options.random_weights,
         "peak_gpu_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else None,
         "load_before": round(load, 2),
@@ -97,6 +109,10 @@ def main() -> None:
         except AutoMoEError as error:
             fail(str(error))
         return
+    try:
+        prepare(options)
+    except AutoMoEError as error:
+        fail(str(error))
     rows = json.loads(options.json.read_text())["profiles"] if options.json and options.json.is_file() else {}
     for profile in options.profiles:
         ended = subprocess.run(

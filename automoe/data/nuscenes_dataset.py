@@ -330,12 +330,13 @@ class NuscenesDataset(Dataset[dict[str, Any]]):
                     "ignored": torch.from_numpy(scene.hidden[visible][own.kept] | own.too_little),
                 }
             )
+        sizes = [shot.size for shot in scene.shots.values()]
         return {
             "image": torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
             "T_cam_ego": torch.from_numpy(T_cam_ego.astype(np.float32)),
             "intrinsic": torch.from_numpy(intrinsic.astype(np.float32)),
             "transform": torch.from_numpy(matrices.astype(np.float32)),
-            "orig_size": torch.tensor([shot.size for shot in scene.shots.values()]).reshape(count, 2),
+            "orig_size": torch.tensor(sizes, dtype=torch.int64).reshape(count, 2),
             "image_targets": targets,
         }
 

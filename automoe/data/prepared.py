@@ -423,6 +423,9 @@ def _with_earlier(options: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """The options that are given; where they are not, or are served by what the set at `out` has, those of that set."""
     earlier = (_manifest(out) or {}).get("options", {})
     lacking = {key: value for key, value in options.items() if value is not None and not _serves(earlier, key, value)}
+    for key, value in lacking.items():
+        if isinstance(value, (list, tuple)):  # what was there before goes on to serve
+            lacking[key] = [*earlier.get(key, ()), *(one for one in value if one not in earlier.get(key, ()))]
     return earlier | lacking
 
 

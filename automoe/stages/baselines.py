@@ -83,7 +83,7 @@ def find_sets(payload: Mapping[str, Any], data_root: Path, prepared_dir: Path | 
 
     Raises DataError where there are none.
     """
-    task, wanted = KINDS[payload["expert"]].task, dict(payload["dataset_fingerprint"])
+    kind, wanted = KINDS[payload["expert"]], dict(payload["dataset_fingerprint"])
     recorded = Path(payload["data_root"]).parent
     try:
         train, val = (PreparedInfo.load(recorded / split) for split in ("train", "val"))
@@ -91,7 +91,10 @@ def find_sets(payload: Mapping[str, Any], data_root: Path, prepared_dir: Path | 
             return Sets(train, val, changed=False)
     except DataError:
         pass  # moved, or trained elsewhere: the data root given counts
-    train, val = (ensure_prepared(data_root, task, split, prepared_dir) for split in ("train", "val"))
+    options = kind.preparation(payload["preprocess"])
+    train, val = (
+        ensure_prepared(data_root, kind.task, split, prepared_dir, options=options) for split in ("train", "val")
+    )
     return Sets(train, val, changed={"train": train.fingerprint, "val": val.fingerprint} != wanted)
 
 

@@ -85,7 +85,8 @@ def evaluate_in(
     expert = load_expert(checkpoint, dist.device)
     kind = kind_of(expert)
     root = data_root or project_root() / kind.default_root
-    info = dist.from_main(lambda: _prepare(root, kind.task, split, prepared_dir))
+    options = kind.preparation(expert.payload["preprocess"])
+    info = dist.from_main(lambda: _prepare(root, kind.task, split, prepared_dir, options))
     dataset = kind.open(expert, info.path, limit)
     part = f"{len(dataset)} of " if len(dataset) < info.count else ""
     dist.say(
@@ -114,9 +115,11 @@ def table(metrics: Mapping[str, float | None], kind: Kind) -> str:
     return text
 
 
-def _prepare(data_root: Path, task: str, split: str, prepared_dir: Path | None) -> PreparedInfo:
+def _prepare(
+    data_root: Path, task: str, split: str, prepared_dir: Path | None, options: Mapping[str, Any]
+) -> PreparedInfo:
     with progress_bar(f"prepare {task} {split}") as progress:
-        return ensure_prepared(data_root, task, split, prepared_dir, progress=progress)
+        return ensure_prepared(data_root, task, split, prepared_dir, progress=progress, options=options)
 
 
 def _evaluate(

@@ -24,7 +24,8 @@ Metrics = Mapping[str, float | None]
 class Kind:
     """task: whose prepared sets it reads. default_root: where its data is looked for in the checkout. open: an expert's
     evaluation set from a prepared directory and a limit of samples. unit: what one sample is called, in the plural.
-    decimals: of metrics in text."""
+    decimals: of metrics in text. preparation: from a checkpoint's `preprocess` the options of the prepared set
+    that it needs."""
 
     task: str
     default_root: str
@@ -33,6 +34,7 @@ class Kind:
     table: Callable[[Metrics], str]
     writer: Callable[[Path, TrainedExpert, Distributed], PredictionWriter]
     unit: str = "images"
+    preparation: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda preprocess: {}
     decimals: int = 2
 
 
@@ -68,6 +70,7 @@ KINDS: dict[str, Kind] = {
         format_nuscenes_table,
         SubmissionWriter,
         unit="samples",
+        preparation=nuscenes.preparation,
         decimals=4,
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,7 +109,7 @@ class NuscenesStage(ExpertStage[NuscenesStageConfig]):
         assert isinstance(flags, NuscenesFlags)
         model = from_dict(NuscenesConfig, config.model, "model")
         self.sensors = {"camera": bool(model.cameras), "lidar": model.lidar}
-        options: dict[str, Any] = {"sweeps": config.sweeps, "cameras": list(model.cameras)}
+        options = preparation({"sweeps": config.sweeps, "cameras": model.cameras})
         if flags.version is not None:
             options["version"] = flags.version
         train_info, val_info = prepare_splits(root, TASK, flags.prepared_dir, dist, options)
@@ -140,6 +141,11 @@ class NuscenesStage(ExpertStage[NuscenesStageConfig]):
     def keep_best(self, metrics: NuscenesScoring, run_dir: Path) -> None:
         """The best checkpoint's predictions on the validation split as a valid submission, within the scored ranges."""
         write_submission(run_dir / SUBMISSION, metrics.final.predictions(), **self.sensors)
+
+
+def preparation(preprocess: Mapping[str, Any]) -> dict[str, Any]:
+    """What a prepared set must have for a model that is given so many sweeps and those cameras: see `find_nuscenes`."""
+    return {"sweeps": int(preprocess["sweeps"]), "cameras": list(preprocess["cameras"])}
 
 
 def view_of(preprocess: dict[str, Any]) -> NuscenesView:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_profile_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
     profiles = importlib.import_module("nuscenes_profiles")
     data, out = write_nuscenes_tree(tmp_path / "nuscenes", size=(96, 54)), tmp_path / "profiles.json"
     out.write_text(json.dumps({"profiles": {"earlier": {"steps": 3}}}))
@@ -30,4 +30,5 @@ def test_a_profile_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypat
     assert row["evaluation_seconds_a_sample"] > 0
     assert 0 <= row["data_wait"] < 1
     assert row["peak_gib"] > 0.1
+    assert not row["random_weights"]
     assert row["parameters"] > 10_000
