@@ -27,7 +27,8 @@ from automoe import cli
 from automoe.config import from_dict
 from automoe.data.nuscenes import Nuscenes
 from automoe.data.nuscenes_dataset import NuscenesDataset, collate
-from automoe.data.prepared import PreparedInfo
+from automoe.data.nuscenes_prepared import TASK
+from automoe.data.prepared import PreparedInfo, ensure_prepared
 from automoe.engine.config import EngineConfig
 from automoe.experts.inference import load_expert
 from automoe.experts.registry import build_expert
@@ -702,3 +703,13 @@ def test_fewer_sensors_are_trained_and_evaluated(
     assert any(key.startswith("image.") for key in best["model"]) == sensors[0]
     metrics = evaluate_checkpoint(folder / "best.pth", trained.data, device="cpu", num_workers=0, batch_size=2)
     assert metrics == pytest.approx(best["metrics"], abs=1e-6)
+
+
+def test_a_set_without_the_sensors_of_a_checkpoint_is_prepared_again(trained: Trained, tmp_path: Path) -> None:
+    """As a LiDAR-only run on the raw tree would have left it."""
+    tree = copy_of(trained.data, tmp_path / "tree")
+    few = ensure_prepared(tree, TASK, "val", options={"sweeps": 0, "cameras": []})
+    assert few.options["cameras"] == []
+    metrics = evaluate_checkpoint(trained.folder / "best.pth", tree, device="cpu", num_workers=0, batch_size=2)
+    assert metrics == pytest.approx(trained.best["metrics"], abs=1e-6)
+    assert set(ensure_prepared(tree, TASK, "val").options["cameras"]) == set(NUSCENES_CAMERAS)
