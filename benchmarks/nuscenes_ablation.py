@@ -37,7 +37,7 @@ from automoe.files import write_text
 from automoe.stages.entry import fail
 from automoe.stages.nuscenes import COMPONENT, NuscenesFlags, NuscenesStage, view_of
 from automoe.stages.train_expert import train_expert
-from automoe.taxonomy import NUSCENES_CAMERAS, NUSCENES_DETECTION
+from automoe.taxonomy import NUSCENES_DETECTION
 
 TRAINED = {"camera+LiDAR": "", "LiDAR only": "_lidar", "camera only": "_camera"}
 """Rows that are trained, and what their profiles' names end with."""
@@ -117,8 +117,7 @@ def compare(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
 
 def _prepare(options: argparse.Namespace) -> None:
     """The sets as the row with most sensors needs them, whichever row is trained first."""
-    config = NuscenesStage().configure(NuscenesFlags(profile=options.profile))
-    needed = {"sweeps": config.sweeps, "cameras": config.model.get("cameras", list(NUSCENES_CAMERAS))}
+    needed = NuscenesStage().configure(NuscenesFlags(profile=options.profile)).preparation()
     for split in ("train", "val"):
         ensure_prepared(options.data_root, TASK, split, options.prepared_dir, options=needed)
 

@@ -28,18 +28,14 @@ from automoe.errors import AutoMoEError
 from automoe.files import write_text
 from automoe.stages.entry import fail
 from automoe.stages.nuscenes import NuscenesFlags, NuscenesStage, train_nuscenes
-from automoe.taxonomy import NUSCENES_CAMERAS
 
 PROFILES = ("tiny", "tiny_lidar", "tiny_camera", "tiny_front", "small")
 
 
 def prepare(options: argparse.Namespace) -> dict[str, PreparedInfo]:
     """The prepared sets of both splits, with what the greediest of the profiles uses."""
-    needed: dict[str, Any] = {"sweeps": 0, "cameras": []}
-    for profile in options.profiles:
-        config = NuscenesStage().configure(NuscenesFlags(profile=profile))
-        needed["sweeps"] = max(needed["sweeps"], config.sweeps)
-        needed["cameras"] = max(needed["cameras"], config.model.get("cameras", list(NUSCENES_CAMERAS)), key=len)
+    each = [NuscenesStage().configure(NuscenesFlags(profile=profile)).preparation() for profile in options.profiles]
+    needed = {"sweeps": max(one["sweeps"] for one in each), "cameras": max((one["cameras"] for one in each), key=len)}
     return {
         split: ensure_prepared(options.data_root, TASK, split, options.prepared_dir, options=needed)
         for split in ("train", "val")

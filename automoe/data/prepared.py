@@ -425,7 +425,7 @@ def _with_earlier(options: Mapping[str, Any], out: Path) -> dict[str, Any]:
     lacking = {key: value for key, value in options.items() if value is not None and not _serves(earlier, key, value)}
     for key, value in lacking.items():
         if isinstance(value, (list, tuple)):  # what was there before goes on to serve
-            lacking[key] = [*earlier.get(key, ()), *(one for one in value if one not in earlier.get(key, ()))]
+            lacking[key] = list(dict.fromkeys([*earlier.get(key, ()), *value]))
     return earlier | lacking
 
 

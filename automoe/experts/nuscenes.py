@@ -254,9 +254,10 @@ class NuscenesExpert(Expert):
         self, metrics: NuscenesScoring, sample_id: str, prediction: Mapping[str, Tensor], truth: Any
     ) -> None:
         """truth: a `data.nuscenes_prepared.NuscenesRow`."""
+        true = truth.truth()
         for part, prefix in ((metrics.final, ""), (metrics.heatmap, "heatmap/")):
             predicted = global_boxes(prediction, truth.T_world_ego, prefix)
-            part.add(sample_id, truth.truth(), predicted, truth.T_world_ego[:2, 3], truth.racks)
+            part.add(sample_id, true, predicted, truth.T_world_ego[:2, 3], truth.racks)
         if "image/boxes" in prediction:
             for place, channel in enumerate(self.config.cameras):
                 own = prediction["image/cameras"] == place

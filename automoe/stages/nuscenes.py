@@ -48,6 +48,11 @@ class NuscenesStageConfig(StageConfig):
         if not 0 <= self.sweeps <= 10:
             raise ConfigError(f"sweeps is {self.sweeps}; give 0 to 10.")
 
+    def preparation(self) -> dict[str, Any]:
+        """The options of the prepared set that training with this config needs."""
+        model = from_dict(NuscenesConfig, self.model, "model")
+        return preparation({"sweeps": self.sweeps, "cameras": model.cameras})
+
 
 @dataclass(frozen=True, kw_only=True)
 class NuscenesFlags(TrainFlags):
@@ -109,7 +114,7 @@ class NuscenesStage(ExpertStage[NuscenesStageConfig]):
         assert isinstance(flags, NuscenesFlags)
         model = from_dict(NuscenesConfig, config.model, "model")
         self.sensors = {"camera": bool(model.cameras), "lidar": model.lidar}
-        options = preparation({"sweeps": config.sweeps, "cameras": model.cameras})
+        options = config.preparation()
         if flags.version is not None:
             options["version"] = flags.version
         train_info, val_info = prepare_splits(root, TASK, flags.prepared_dir, dist, options)
