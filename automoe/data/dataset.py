@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import Dataset
 
 from automoe.data.images import decode_jpeg, decode_mask
-from automoe.data.prepared import PreparedInfo
+from automoe.data.prepared import PreparedInfo, open_rows
 from automoe.data.transforms import Transform, move_boxes, warp_image, warp_mask
 from automoe.errors import DataError
 
@@ -90,7 +90,7 @@ class PreparedDataset(Dataset[dict[str, Any]]):
         self.task, self.transform, self.seed = task, transform, seed
         count = self.info.count if limit is None else min(limit, self.info.count)
         self._rows = np.linspace(0, self.info.count - 1, count).round().astype(np.int64)
-        self._table: Any = _open(self.info.path)
+        self._table: Any = open_rows(self.info.path)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -103,7 +103,7 @@ class PreparedDataset(Dataset[dict[str, Any]]):
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} samples in {self.info.path}")
         if self._table is None:
-            self._table = _open(self.info.path)
+            self._table = open_rows(self.info.path)
         stored = self._table[int(self._rows[index])]
         flags = {key: np.asarray(stored[key], bool) for key in ("ignored", "occluded", "truncated")}
         same = {key: stored[key] for key in ("name", "height", "width", "weather", "scene", "timeofday")}
@@ -149,11 +149,3 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         if key in items[0]:
             batch[key] = torch.stack([item[key] for item in items])  # pyright: ignore[reportArgumentType]
     return batch
-
-
-def _open(path: Path) -> Any:
-    """The rows, memory-mapped, through Hugging Face `datasets`; nothing goes over the network."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    return datasets.load_from_disk(str(path), keep_in_memory=False)
