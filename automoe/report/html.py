@@ -40,7 +40,7 @@ def write_report(
     samples: int = 6,
     device: str = "auto",
     prepared_dir: Path | None = None,
-    untrained_limit: int | None = 100,
+    untrained_limit: int | None = 60,
 ) -> Path:
     """Write the report of the runs called `run_name` under `output_root` to the file `out`, and return it.
 

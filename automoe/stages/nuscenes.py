@@ -64,6 +64,8 @@ class NuscenesFlags(TrainFlags):
     """v1.0-mini, v1.0-trainval, ...; the only one under the data root if not given."""
     sweeps: int | None = None
     """LiDAR turns before the key frame's, 0 to 10."""
+    train_cameras: int | None = None
+    """How many of the cameras a training sample has, drawn anew each time; fewer make quicker steps."""
     num_queries: int | None = None
     """Boxes that the 3D decoder may say in a sample."""
     cost_class: float | None = None
@@ -106,6 +108,8 @@ class NuscenesStage(ExpertStage[NuscenesStageConfig]):
             model["image"] = random_start(model.get("image", {}))
         if flags.sweeps is not None:
             config = replace(config, sweeps=flags.sweeps)
+        if flags.train_cameras is not None:
+            config = replace(config, augment=replace(config.augment, cameras=flags.train_cameras))
         return replace(config, model=model)
 
     def open(

@@ -272,12 +272,15 @@ def test_a_failing_trainer_is_named_with_its_log_and_the_line_that_goes_on(tmp_p
         ("cost_giou", 0.9),
         ("bbox_loss_weight", 1.3),
         ("sweeps", 7),
+        ("train_cameras", 4),
     ],
 )
 def test_a_flag_wins_over_the_profile(flag: str, value: Any) -> None:
     config = NuscenesStage().configure(NuscenesFlags(profile="tiny", **{flag: value}))
     if flag == "sweeps":
         assert config.sweeps == value
+    elif flag == "train_cameras":
+        assert config.augment.cameras == value
     elif flag in MODEL_FLAGS:
         assert build_expert("nuscenes", config.model, pretrained=False).config == dataclasses.replace(
             build_expert("nuscenes", NuscenesStage().configure(NuscenesFlags(profile="tiny")).model, pretrained=False)
@@ -307,7 +310,7 @@ def test_the_other_flags_act(data_root: Path, tmp_path: Path, run_here: RunHere)
     assert len(read_submission(run_folder(tmp_path / "out", "own") / "submission.json")[0]) == 1
 
     elsewhere = {"data_root", "config", "run_name", "output_root", "prepared_dir", "version", "limit", "device"}
-    here = {*elsewhere, "profile", "pretrained", "sweeps", *MODEL_FLAGS, *ENGINE_FLAGS}
+    here = {*elsewhere, "profile", "pretrained", "sweeps", "train_cameras", *MODEL_FLAGS, *ENGINE_FLAGS}
     assert {field.name for field in dataclasses.fields(NuscenesFlags)} == here
 
 
