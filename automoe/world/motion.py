@@ -5,7 +5,8 @@ the vehicle ahead, a red light, a junction that is not free, a person on a cross
 its conflicting movements reserved, and its exit free: nobody blocks the box, and left turns wait for oncoming traffic.
 People walk along sidewalks and cross when the cars of a street have red, or where nobody comes.
 
-The ego is one of the vehicles; whoever drives it otherwise takes its place with `Traffic.step(ego=...)`.
+The ego is one of the vehicles; whoever drives it otherwise says with `Traffic.step(ego=...)` where it is. Others then mind
+it wherever it is, on its lane or across several, and `Traffic.advice` says what it would do as one of them.
 """
 
 from __future__ import annotations
@@ -44,6 +45,12 @@ CROSSING_SHARE = 0.3
 _DESIRED = {"car": 1.0, "truck": 0.85, "bus": 0.85, "train": 0.75, "motorcycle": 1.0, "bicycle": 0.36}
 """Share of the speed limit that a category drives, on average."""
 _HALF_WIDTH = 1.5  # of the strip around a turning lane that another movement must not touch
+
+OFF_PATH = 3.0
+"""Metres to the side of its path at which somebody else's ego is no longer on it."""
+
+IN_THE_WAY = 1.2
+"""A body so near to a lane's centre stands in the way of those on it, metres."""
 
 
 @dataclass
@@ -109,6 +116,8 @@ class Traffic:
             if actor.lane is not None and not actor.parked and actor.mount is None and actor.category != "rider":
                 self._vehicles[actor.id] = self._vehicle(actor)
         self._vehicles[EGO] = self._ego_vehicle(scene.ego)
+        self._plan = scene.ego.route
+        self._driven: EgoState | None = None
         walking = [actor for actor in scene.actors if actor.category == "pedestrian" and actor.speed > 0]
         self._walkers = {actor.id: self._walker(actor) for actor in walking}
         self._settle()
@@ -123,9 +132,7 @@ class Traffic:
 
     def _ego_vehicle(self, ego: EgoState) -> _Vehicle:
         lane = self.town.lanes[ego.route[0]]
-        middle = (EGO_FRONT - EGO_BACK) / 2
-        point = np.array([ego.x + middle * math.cos(ego.yaw), ego.y + middle * math.sin(ego.yaw)])
-        station, aside = polyline.project(lane.centre, point)
+        station, aside = polyline.project(lane.centre, _middle(ego))
         length = EGO_FRONT + EGO_BACK
         return self._on_path(EGO, "car", length, aside, 0.95, ego.speed, list(ego.route), station)
 
@@ -204,11 +211,12 @@ class Traffic:
     # -------------------------------------------------------- a step
 
     def step(self, seconds: float, ego: EgoState | None = None) -> Scene:
-        """Go on by `seconds` (0.05 or so) and return what is then. ego: where the ego is, if somebody else drives."""
+        """Go on by `seconds` (0.05 or so) and return what is then. ego: where the ego is then, if somebody else drives;
+        its route and station are found here."""
         self.time += seconds
+        self._driven = ego
         if ego is not None:
-            self._vehicles[EGO] = self._ego_vehicle(ego)
-            self._vehicles[EGO].speed = ego.speed
+            self._follow(ego, seconds)
         self._occupied = self._occupancy()
         self._crossed = {walker.crosswalk for walker in self._walkers.values()}
         self._grant()
@@ -223,6 +231,40 @@ class Traffic:
         for walker in self._walkers.values():
             self._walk(walker, seconds)
         return self._snapshot(ego)
+
+    def place_ego(self, ego: EgoState) -> Scene:
+        """The present moment with the ego, which somebody else drives, somewhere else: it ran into something."""
+        self._driven = ego
+        self._follow(ego, math.inf)
+        self._occupied = self._occupancy()
+        return self._snapshot(ego)
+
+    def advice(self) -> float:
+        """The acceleration, m/s^2, with which the ego would now go on along its path as all others do: minding lights,
+        lines, people and whoever is ahead."""
+        vehicle = self._vehicles[EGO]
+        gap, speed = self._obstacle(vehicle)
+        return _idm(vehicle.speed, self._allowed()[EGO], gap, speed)
+
+    def _follow(self, ego: EgoState, seconds: float) -> None:
+        """Bring the ego's vehicle to where somebody else has driven it: along its path, or onto another lane."""
+        vehicle, point = self._vehicles[EGO], _middle(ego)
+        station, aside = polyline.project(vehicle.line, point)
+        if abs(aside) > OFF_PATH:
+            lane = self._roads.nearest_lane(point, ego.yaw)
+            lanes = self._plan[self._plan.index(lane) :] if lane in self._plan else (lane,)
+            station, aside = polyline.project(self.town.lanes[lane].centre, point)
+            length = EGO_FRONT + EGO_BACK
+            vehicle = self._on_path(EGO, "car", length, aside, 0.95, ego.speed, list(lanes), station)
+            self._vehicles[EGO] = vehicle
+        else:
+            vehicle.station, vehicle.aside = station, aside
+            self._look_ahead(vehicle)
+        vehicle.acceleration = (ego.speed - vehicle.speed) / seconds
+        vehicle.speed = ego.speed
+        if math.isfinite(seconds):
+            vehicle.waited = vehicle.waited + seconds if ego.speed < 0.1 else 0.0
+        vehicle.granted = {lane for lane in vehicle.granted if self._ahead_of_rear(vehicle, lane)}
 
     def _advance(self, vehicle: _Vehicle, seconds: float) -> None:
         speed = max(0.0, vehicle.speed + vehicle.acceleration * seconds)
@@ -256,11 +298,38 @@ class Traffic:
         """For each lane the stretches that vehicles cover: rear, front, who; in order of the rear."""
         taken: dict[str, list[tuple[float, float, _Vehicle]]] = {}
         for vehicle in self._vehicles.values():
+            if vehicle.id == EGO and self._driven is not None:
+                continue
             for lane, start in self._covered(vehicle, vehicle.rear, vehicle.front):
                 taken.setdefault(lane, []).append((vehicle.rear - start, vehicle.front - start, vehicle))
+        if self._driven is not None:
+            for lane, rear, front, who in self._driven_over(self._driven):
+                taken.setdefault(lane, []).append((rear, front, who))
         for stretches in taken.values():
             stretches.sort(key=lambda stretch: stretch[0])
         return taken
+
+    def _driven_over(self, ego: EgoState) -> list[tuple[str, float, float, _Vehicle]]:
+        """The lanes that somebody else's ego is in the way of, from where to where along them, and as what."""
+        vehicle = self._vehicles[EGO]
+        forward = np.array([math.cos(ego.yaw), math.sin(ego.yaw)])
+        ends = _middle(ego) + np.outer([-vehicle.length / 2, vehicle.length / 2], forward)
+        own = {lane for lane, _ in self._covered(vehicle, vehicle.rear, vehicle.front)}
+        found = []
+        for lane_id in self._roads.lanes_within(shapely.LineString(ends), IN_THE_WAY):
+            lane = self.town.lanes[lane_id]
+            inner = polyline.sample(ends, np.linspace(0.0, vehicle.length, 6))[0]
+            stations = [polyline.project(lane.centre, point) for point in inner]
+            near = [station for station, aside in stations if abs(aside) < IN_THE_WAY]
+            if not near:
+                continue
+            along = float(np.cos(float(lane.at(near[0])[1]) - ego.yaw)) * ego.speed
+            if lane_id in own or along > 0.7 * ego.speed:
+                who = vehicle if lane_id in own else replace(vehicle, speed=max(along, 0.0))
+            else:
+                who = replace(vehicle, speed=0.0)  # across or against the lane: nothing to follow
+            found.append((lane_id, min(near), max(near), who))
+        return found
 
     def _covered(self, vehicle: _Vehicle, start: float, end: float) -> list[tuple[str, float]]:
         """The lanes of a vehicle's path between two stations, and where they begin on it."""
@@ -306,7 +375,7 @@ class Traffic:
                 for rear, front, other in self._occupied.get(name, []):
                     # Who is beside or behind on the same lane is not ahead.
                     ahead = start + (rear + front) / 2 > vehicle.station
-                    if other is not vehicle and ahead and rear < common and start + rear - vehicle.front < nearest:
+                    if other.id != vehicle.id and ahead and rear < common and start + rear - vehicle.front < nearest:
                         nearest, speed = start + rear - vehicle.front, other.speed
             if math.isfinite(nearest):
                 return nearest, speed
@@ -404,7 +473,7 @@ class Traffic:
         """Whether there is room behind the junction, or what is there moves on."""
         leave = self.town.lanes[lane_id].successors[0]
         for rear, _, other in self._occupied.get(leave, []):
-            if other is not vehicle:
+            if other.id != vehicle.id:
                 return rear > vehicle.length + STANDSTILL_GAP + 1.0 or other.speed > 3.0
         waiting = [
             other for other in self._vehicles.values()
@@ -509,6 +578,10 @@ class Traffic:
                 actors.append(actor)
         if ego is None:
             ego = self._ego_state(*poses[EGO])
+        else:
+            covered = self._ahead_of_ego()
+            route, station = tuple(lane for lane, _ in covered), self._vehicles[EGO].station - covered[0][1]
+            ego = replace(ego, route=route, station=station)
         self.scene = replace(self.scene, time=self.time, ego=ego, actors=tuple(actors))
         return self.scene
 
@@ -523,9 +596,19 @@ class Traffic:
         vehicle = self._vehicles[EGO]
         middle = (EGO_FRONT - EGO_BACK) / 2
         x, y = point - middle * np.array([math.cos(yaw), math.sin(yaw)])
-        covered = self._covered(vehicle, vehicle.station, vehicle.along[-1])
+        covered = self._ahead_of_ego()
         route = tuple(lane for lane, _ in covered)
         return EgoState(float(x), float(y), yaw, vehicle.speed, route, vehicle.station - covered[0][1])
+
+    def _ahead_of_ego(self) -> list[tuple[str, float]]:
+        vehicle = self._vehicles[EGO]
+        return self._covered(vehicle, vehicle.station, vehicle.along[-1])
+
+
+def _middle(ego: EgoState) -> np.ndarray:
+    """The middle of the ego's body on the ground, world [2]."""
+    middle = (EGO_FRONT - EGO_BACK) / 2
+    return np.array([ego.x + middle * math.cos(ego.yaw), ego.y + middle * math.sin(ego.yaw)])
 
 
 def _on_paths(vehicles: list[_Vehicle], stations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -605,6 +688,10 @@ class _Roads:
     """For each junction lane the others from its entry, and how far along it they are still on the same strip."""
     sidewalks: tuple[str, ...]
     tree: shapely.STRtree
+    """Of the sidewalks."""
+    driving: tuple[str, ...]
+    """All lanes for vehicles, those inside junctions too."""
+    driving_tree: shapely.STRtree
 
     @classmethod
     def of(cls, town: Town) -> _Roads:
@@ -649,10 +736,28 @@ class _Roads:
             _siblings(inner),
             sidewalks,
             shapely.STRtree([shapely.LineString(town.lanes[name].centre) for name in sidewalks]),
+            driving := tuple(lane.id for lane in town.lanes.values() if lane.kind == "driving"),
+            shapely.STRtree([shapely.LineString(town.lanes[name].centre) for name in driving]),
         )
 
     def nearest_sidewalk(self, point: np.ndarray) -> str:
         return self.sidewalks[int(self.tree.nearest(shapely.Point(point)))]
+
+    def lanes_within(self, shape: shapely.Geometry, distance: float) -> list[str]:
+        """Lanes for vehicles whose centres come so near to a shape, metres."""
+        return [self.driving[index] for index in sorted(self.driving_tree.query(shape, "dwithin", distance))]
+
+    def nearest_lane(self, point: np.ndarray, yaw: float) -> str:
+        """The lane for vehicles whose centre is nearest to a point, of those within 10 m that lead about that way, if
+        there are any."""
+        near = self.lanes_within(shapely.Point(point), 10.0)
+
+        def strange(name: str) -> float:
+            lane = self.town.lanes[name]
+            station, aside = polyline.project(lane.centre, point)
+            return abs(aside) + (100.0 if math.cos(float(lane.at(station)[1]) - yaw) < 0.0 else 0.0)
+
+        return min(near, key=strange) if near else self.driving[int(self.driving_tree.nearest(shapely.Point(point)))]
 
     def rank(self, lane_id: str) -> int:
         """Who goes first: 0 straight on, 1 right, 2 left, and later by 3 who has a stop line."""

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from automoe.world import polyline
 from automoe.world.scene import Actor, Conditions, EgoState, Scene, StagedTown
@@ -67,12 +68,15 @@ def sample_scene(
     conditions: Conditions | None = None,
     density: Density | None = None,
     all_round: bool = True,
+    ego: EgoState | None = None,
 ) -> Scene:
     """One moment in a town, a function of the arguments and the generator's state only.
 
-    all_round: False leaves out what is more than 15 m behind the ego, which a front camera never sees.
+    all_round: False leaves out what is more than 15 m behind the ego, which a front camera never sees. ego: where it is,
+    with the lanes of its route; traffic then is near all of these. Drawn if not given.
     """
-    return _Sampler(stage, rng, conditions or draw_conditions(rng), density or _draw_density(rng), all_round).scene()
+    conditions, density = conditions or draw_conditions(rng), density or _draw_density(rng)
+    return _Sampler(stage, rng, conditions, density, all_round, ego).scene()
 
 
 def _draw_density(rng: np.random.Generator) -> Density:
@@ -98,9 +102,11 @@ class _Sampler:
     """Places road users one by one; a rectangle grid is not needed, a list of circles is quick enough."""
 
     def __init__(
-        self, stage: StagedTown, rng: np.random.Generator, conditions: Conditions, density: Density, all_round: bool
-    ) -> None:
+        self, stage: StagedTown, rng: np.random.Generator, conditions: Conditions, density: Density, all_round: bool,
+        ego: EgoState | None,
+    ) -> None:  # fmt: skip
         self.all_round = all_round
+        self.given = ego
         self.stage, self.town, self.rng = stage, stage.town, rng
         self.conditions, self.density = conditions, density
         self.time = float(rng.uniform(0, 600))
@@ -115,7 +121,11 @@ class _Sampler:
         """For each lane the stretches (from, to) that are occupied."""
 
     def scene(self) -> Scene:
-        self._place_ego()
+        if self.given is None:
+            self._place_ego()
+        else:
+            self.ego = self.given
+            self._occupy(self.ego.route[0], self.ego.station - EGO_BACK - 3.5, self.ego.station + EGO_FRONT + 3.0)
         near = self._lanes_near()
         self._trams(near)
         for lane in near:
@@ -182,6 +192,10 @@ class _Sampler:
         points = np.concatenate([lane.centre for lane in lanes])
         first = np.cumsum([0] + [len(lane.centre) for lane in lanes[:-1]])
         squared = ((points - [self.ego.x, self.ego.y]) ** 2).sum(1)
+        if self.given is not None:
+            way = np.concatenate([self.town.lanes[lane].centre[::10] for lane in self.given.route])
+            apart = cKDTree(way).query(points)[0]
+            squared = np.minimum(squared, apart**2)
         distance = np.sqrt(np.minimum.reduceat(squared, first))
         if not self.all_round:
             forward = [math.cos(self.ego.yaw), math.sin(self.ego.yaw)]

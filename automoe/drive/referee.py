@@ -1,0 +1,232 @@
+"""Who watches a drive: infractions and the end of a route, by the criteria of the CARLA leaderboard.
+
+Each criterion follows the one of that name in srunner/scenariomanager/scenarioatomics/atomic_criteria.py
+(carla-simulator/scenario_runner, commit 94ff3b8), with the thresholds given there, on the embedded world's own lanes and
+lines. Where the world differs, the constant here says so.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import shapely
+
+from automoe.drive.leaderboard import KINDS, OUTSIDE, RouteRecord
+from automoe.world import polyline
+from automoe.world.contacts import Contact
+from automoe.world.drive import Drive
+from automoe.world.town import Lane, StopLine, TrafficSignal
+from automoe.world.vehicle import LENGTH
+
+COMPLETE, TARGET_METRES = 99.0, 10.0
+"""RouteCompletionTest: per cent of the route, and metres from its end."""
+
+SAME_PLACE, SAME_SECONDS, FAULT = 5.0, 5.0, 0.1
+"""CollisionTest: contacts within so many metres are one, those with the same thing within so many seconds too, and below
+that speed (m/s) they are nobody's fault."""
+
+OUTSIDE_METRES = 0.5
+"""OutsideRouteLanesTest: beyond a lane's edge."""
+
+WRONG_WAY = math.radians(120.0)
+"""OutsideRouteLanesTest: a lane that leads so far from the car's heading is one for oncoming traffic."""
+
+TAIL = (0.8, 1.0, 1.0)
+"""RunningRedLightTest: the tail reaches from that share of half the length to that share and so many metres more."""
+
+STOP_ZONE, STANDING = (-6.0, 1.0), 0.1
+"""RunningStopTest: metres of the car's middle before and behind the line between which it has to stand once, slower than
+that (m/s). CARLA's signs have trigger volumes; the world's stop lines have this stretch."""
+
+OFF_ROUTE, NEAR_ROUTE, OFF_SHARE = 30.0, 15.0, 0.30
+"""InRouteTest: metres from the route that end it, and metres that do when more than that share of it is driven there."""
+
+BLOCKED_SPEED, BLOCKED_SECONDS = 0.1, 180.0
+"""ActorBlockedTest."""
+
+TIMEOUT_SECONDS, TIMEOUT_SPEED = 300.0, 0.10
+"""RouteTimeoutBehavior: to begin with, and more for each driven metre at that share of its speed limit."""
+
+
+class Referee:
+    """Watches one drive from its first moment. `observe` after every step; `ended` says why there is nothing left."""
+
+    def __init__(self, drive: Drive, route_id: str) -> None:
+        town = drive.scene.stage.town
+        self.drive, self.route_id, self.town = drive, route_id, town
+        self.began = self.moved = drive.scene.time
+        self.infractions: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        self.completion, self.ended = 0.0, None
+        self.outside_metres = self.far_metres = 0.0
+        self.timeout = TIMEOUT_SECONDS
+        self._station = drive.station
+        lanes = [lane for lane in town.lanes.values() if lane.kind in ("driving", "parking")]
+        self._lanes, self._tree = lanes, shapely.STRtree([shapely.LineString(lane.centre) for lane in lanes])
+        self._signals = {(signal.node, signal.street): signal for signal in town.signals}
+        self._lights = [(line, self._signals[line.node, line.street]) for line in self._lines(lit=True)]
+        self._stops = self._lines(lit=False)
+        self._stop: StopLine | None = None
+        self._stood = False
+        self._last_light: str | None = None
+        self._hit: tuple[Contact, float, np.ndarray] | None = None
+        self._touched: set[int] = set()
+
+    def _lines(self, lit: bool) -> list[StopLine]:
+        return [line for line in self.town.stop_lines if ((line.node, line.street) in self._signals) == lit]
+
+    def observe(self) -> None:
+        """Judge the present moment."""
+        driven = max(self.drive.station - self._station, 0.0)
+        here = np.array(self.drive.car.middle)
+        lane = self._lane(here)
+        self._collisions(here)
+        self._red_lights()
+        self._stop_lines(here)
+        if driven and self._is_outside(lane, here):
+            self.outside_metres += driven
+        self._station = self.drive.station
+        self.timeout += driven / (TIMEOUT_SPEED * lane.speed_limit)
+        self._end(here, driven)
+
+    # -------------------------------------------------------- the route
+
+    def _end(self, here: np.ndarray, driven: float) -> None:
+        drive, now = self.drive, self.drive.scene.time
+        route = drive.route
+        self.completion = min(100.0, 100.0 * drive.station / route.length)
+        apart = float(np.hypot(*(polyline.sample(route.line, drive.station, route.along)[0] - here)))
+        if drive.car.speed >= BLOCKED_SPEED:
+            self.moved = now
+        if apart > NEAR_ROUTE:
+            self.far_metres += driven
+        if self.completion > COMPLETE and np.hypot(*(route.line[-1] - here)) < TARGET_METRES:
+            self.completion, self.ended = 100.0, "completed"
+        elif apart > OFF_ROUTE or self.far_metres > OFF_SHARE * route.length:
+            self._fail("route_dev", f"Agent deviated from the route at {_at(here)}")
+        elif now - self.moved > BLOCKED_SECONDS:
+            self._fail("vehicle_blocked", f"Agent got blocked at {_at(here)}")
+        elif now - self.began > self.timeout:
+            self._fail("route_timeout", "Route timeout.")
+
+    def _fail(self, kind: str, words: str) -> None:
+        self.infractions[kind].append(words)
+        self.ended = kind
+
+    # -------------------------------------------------------- infractions
+
+    def _collisions(self, here: np.ndarray) -> None:
+        now, speed = self.drive.scene.time, self.drive.car.speed
+        if self._hit is not None:
+            contact, since, where = self._hit
+            if now - since > SAME_SECONDS and np.hypot(*(here - where)) > SAME_PLACE:
+                self._hit = None
+        touched = {contact.id: contact for contact in self.drive.contacts}
+        # A car that ran into something stands: what counts is that it moved when it came to it.
+        speed = max(speed, self._speed_before)
+        for key, contact in touched.items():
+            new = key not in self._touched
+            if not new or speed < FAULT or self._is_same(contact, here):
+                continue
+            kind = {"pedestrian": "collisions_pedestrian", "vehicle": "collisions_vehicle"}.get(
+                contact.kind, "collisions_layout"
+            )
+            self.infractions[kind].append(
+                f"Agent collided against object with type={contact.what} and id={contact.id} at {_at(here)}"
+            )
+            self._hit = (contact, now, here)
+        self._touched, self._speed_before = set(touched), self.drive.car.speed
+
+    _speed_before = 0.0
+
+    def _is_same(self, contact: Contact, here: np.ndarray) -> bool:
+        if self._hit is None:
+            return False
+        other, since, where = self._hit
+        soon = self.drive.scene.time - since <= SAME_SECONDS
+        return (other.id == contact.id and soon) or float(np.hypot(*(here - where))) <= SAME_PLACE
+
+    def _red_lights(self) -> None:
+        car, now = self.drive.car, self.drive.scene.time
+        half, forward = LENGTH / 2, np.array([math.cos(car.yaw), math.sin(car.yaw)])
+        middle = np.array(car.middle)
+        tail = np.stack([middle - TAIL[0] * half * forward, middle - (TAIL[1] * half + TAIL[2]) * forward])
+        for line, signal in self._lights:
+            if signal.id == self._last_light or math.cos(line.heading - car.yaw) <= 0.0:
+                continue
+            if np.hypot(*(line.points.mean(axis=0) - middle)) < 15.0 and _crosses(tail, line.points):
+                if signal.state(now) == "red":
+                    self._red(signal, line)
+                    self._last_light = signal.id
+
+    def _red(self, signal: TrafficSignal, line: StopLine) -> None:
+        self.infractions["red_light"].append(f"Agent ran a red light {signal.id} at {_at(line.points.mean(axis=0))}")
+
+    def _stop_lines(self, here: np.ndarray) -> None:
+        if self._stop is None:
+            self._stop = next((line for line in self._stops if self._before(line, here)), None)
+            self._stood = False
+        if self._stop is None:
+            return
+        self._stood |= self.drive.car.speed < STANDING
+        if not self._before(self._stop, here):
+            if not self._stood:
+                where = self._stop.points.mean(axis=0)
+                words = f"Agent ran a stop with id={self._stop.node}/{self._stop.street} at {_at(where)}"
+                self.infractions["stop_infraction"].append(words)
+            self._stop = None
+
+    def _before(self, line: StopLine, here: np.ndarray) -> bool:
+        """Whether a stop line concerns who is here: on its lanes, near it, under way towards it."""
+        if math.cos(line.heading - self.drive.car.yaw) < -0.17:
+            return False
+        forward = np.array([math.cos(line.heading), math.sin(line.heading)])
+        gap = here - line.points[0]
+        across = line.points[1] - line.points[0]
+        share = float(gap @ across) / float(across @ across)
+        return STOP_ZONE[0] < float(gap @ forward) < STOP_ZONE[1] and -0.1 < share < 1.1
+
+    def _lane(self, here: np.ndarray) -> Lane:
+        return self._lanes[int(self._tree.nearest(shapely.Point(here)))]
+
+    def _is_outside(self, lane: Lane, here: np.ndarray) -> bool:
+        """Beside all lanes, or on one for those who come the other way."""
+        station, aside = polyline.project(lane.centre, here)
+        if abs(aside) > lane.width / 2 + OUTSIDE_METRES:
+            return True
+        if lane.junction is not None or lane.kind != "driving":
+            return False
+        return abs(float(polyline.wrap_angle(float(lane.at(station)[1]) - self.drive.car.yaw))) > WRONG_WAY
+
+    # -------------------------------------------------------- out
+
+    def record(self, seconds_taken: float = 0.0, crashed: str | None = None) -> RouteRecord:
+        """What became of the drive."""
+        driven = max(self.drive.station, 1e-6)
+        infractions = {kind: list(said) for kind, said in self.infractions.items()}
+        share = min(self.outside_metres / driven, 1.0)
+        if self.outside_metres > 0.0:
+            infractions[OUTSIDE] = [
+                f"Agent went outside its route lanes for about {self.outside_metres:.3f} meters "
+                f"({100 * share:.2f}% of the completed route)"
+            ]
+        return RouteRecord(
+            self.route_id,
+            round(self.completion, 2),
+            infractions,
+            self.drive.route.length,
+            self.drive.scene.time - self.began,
+            seconds_taken,
+            share,
+            self.outside_metres,
+            crashed,
+        )
+
+
+def _at(point: np.ndarray) -> str:
+    return f"(x={point[0]:.3f}, y={point[1]:.3f}, z=0.0)"
+
+
+def _crosses(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two segments [2, 2] have a point in common."""
+    return bool(shapely.LineString(a).intersects(shapely.LineString(b)))

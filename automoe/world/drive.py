@@ -1,0 +1,71 @@
+"""A car on a route in moving traffic: give a control, get the next moment. Nothing is rendered here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from automoe.world import polyline, vehicle
+from automoe.world.contacts import Contact, Obstacles, contacts
+from automoe.world.motion import Traffic
+from automoe.world.route import Route
+from automoe.world.scene import Conditions, EgoState, Scene, StagedTown
+from automoe.world.traffic import Density, sample_scene
+from automoe.world.vehicle import CarState, Control
+
+STEP = 0.05
+"""Seconds from moment to moment: 20 a second, as in CARLA's synchronous mode."""
+
+PROGRESS = 15.0
+"""Metres ahead of where the ego was on its route at which it is looked for: no short cut completes a route."""
+
+
+class Drive:
+    """A drive along a route. Deterministic: the same town, route, seed and controls give the same drive.
+
+    scene: the present moment; car: the ego; contacts: what it touches; station: metres of the route behind it, never
+    falling.
+    """
+
+    def __init__(
+        self,
+        stage: StagedTown,
+        route: Route,
+        seed: int,
+        conditions: Conditions | None = None,
+        density: Density | None = None,
+        obstacles: Obstacles | None = None,
+    ) -> None:
+        """obstacles: the town's, where the caller has them already."""
+        self.route = route
+        self.obstacles = obstacles or Obstacles(stage)
+        self.scene = sample_scene(stage, np.random.default_rng([seed, 88]), conditions, density, ego=route.begin())
+        self.traffic = Traffic(self.scene, seed)
+        ego = self.scene.ego
+        self.car = CarState(ego.x, ego.y, ego.yaw, ego.speed)
+        self.contacts = contacts(self.scene, self.obstacles)
+        self.station = 0.0
+
+    def step(self, control: Control) -> Scene:
+        """The moment after `STEP` seconds under a control. Who runs into something solid stands where he was."""
+        car = vehicle.step(self.car, control, STEP)
+        scene = self.traffic.step(STEP, self._ego(car))
+        touched = contacts(scene, self.obstacles)
+        before = {contact.id for contact in self.contacts}
+        if any(contact.solid and contact.id not in before for contact in touched):
+            car = replace(self.car, speed=0.0, acceleration=0.0)
+            scene = self.traffic.place_ego(self._ego(car))
+        self.car, self.scene, self.contacts = car, scene, touched
+        self._progress()
+        return scene
+
+    def _ego(self, car: CarState) -> EgoState:
+        return replace(self.scene.ego, x=car.x, y=car.y, yaw=car.yaw, speed=car.speed)
+
+    def _progress(self) -> None:
+        route = self.route
+        first, last = np.searchsorted(route.along, [self.station - 2.0, self.station + PROGRESS])
+        first, last = max(int(first) - 1, 0), min(int(last) + 1, len(route.line))
+        here, _ = polyline.project(route.line[first:last], np.array(self.car.middle))
+        self.station = max(self.station, float(route.along[first]) + here)
