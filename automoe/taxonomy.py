@@ -238,3 +238,49 @@ NUSCENES_RANGE: dict[str, float] = {
     "barrier": 30.0,
 }
 """Metres from the ego, seen from above, up to which a class is scored (the devkit's detection_cvpr_2019)."""
+
+CARLA_TAGS: dict[str, tuple[str, ...]] = {
+    "0.9.14": (
+        "unlabeled", "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
+        "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+        "static", "dynamic", "other", "water", "road line", "ground", "bridge", "rail track", "guard rail",
+    ),
+    "0.9.0": (
+        "unlabeled", "building", "fence", "other", "person", "pole", "road line", "road", "sidewalk", "vegetation",
+        "vehicle", "wall", "traffic sign", "sky", "ground", "bridge", "rail track", "guard rail", "traffic light",
+        "static", "dynamic", "water", "terrain",
+    ),
+}  # fmt: skip
+"""What the pixels of CARLA's semantic cameras say, by the first version that says so; the index is the tag. Names are
+Cityscapes' where the meaning is. Before 0.9.14 all vehicles, two-wheelers with their riders too, are one class."""
+
+CARLA_TAG_COLORS: dict[str, tuple[int, int, int]] = {
+    "unlabeled": (0, 0, 0),
+    **dict(zip(SEMANTIC, SEMANTIC_COLORS, strict=True)),
+    "vehicle": (0, 0, 142),
+    "static": (110, 190, 160),
+    "dynamic": (170, 120, 50),
+    "other": (55, 90, 80),
+    "water": (45, 60, 150),
+    "road line": (157, 234, 50),
+    "ground": (81, 0, 81),
+    "bridge": (150, 100, 100),
+    "rail track": (230, 150, 140),
+    "guard rail": (180, 165, 180),
+}
+"""The colours (RGB) in which CARLA's CityScapesPalette shows tags. Some versions show a few of them a little otherwise."""
+
+CARLA_TAG_TO_SEMANTIC: dict[str, str | None] = {
+    **{name: name for name in SEMANTIC},
+    "vehicle": "car",
+    "road line": "road",
+    "ground": "terrain",
+    "bridge": "building",
+    "rail track": "road",
+    "guard rail": "fence",
+    **dict.fromkeys(("unlabeled", "static", "dynamic", "other", "water")),
+}
+"""The Cityscapes class of a CARLA tag; None is not looked at by any loss or metric. `vehicle` is any vehicle."""
+
+CARLA_COMMANDS: tuple[str, ...] = ("left", "right", "straight", "follow")
+"""What a route tells a driver, CARLA's RoadOption 1 to 4."""

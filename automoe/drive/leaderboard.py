@@ -1,8 +1,8 @@
 """Scores of the CARLA leaderboard (2.0 and later), and its results file.
 
 Driving score = route completion x penalty, from 0 to 100; the penalty is the product of one factor for each infraction.
-The numbers are those of leaderboard/utils/statistics_manager.py (carla-simulator/leaderboard, commit aec8131), but for one: a low
-speed costs nothing here, as in Bench2Drive. It is written down all the same.
+The numbers are those of leaderboard/utils/statistics_manager.py (carla-simulator/leaderboard, commit aec8131), but for
+one: a low speed costs nothing here, as in Bench2Drive. It is written down all the same.
 """
 
 from __future__ import annotations
@@ -173,7 +173,9 @@ def results_file(records: Sequence[RouteRecord], routes: int, sensors: Sequence[
         key: round(math.sqrt(sum((one["scores"][key] - mean) ** 2 for one in each) / max(routes - 1, 1)), 3)
         for key, mean in means.items()
     }
-    failed = [(record.route_id, index, record.status) for index, record in enumerate(records) if record.completion < 100]
+    failed = [
+        (record.route_id, index, record.status) for index, record in enumerate(records) if record.completion < 100
+    ]
     return {
         "_checkpoint": {
             "global_record": {

@@ -1,8 +1,8 @@
 """Who watches a drive: infractions and the end of a route, by the criteria of the CARLA leaderboard.
 
 Each criterion follows the one of that name in srunner/scenariomanager/scenarioatomics/atomic_criteria.py
-(carla-simulator/scenario_runner, commit 94ff3b8), with the thresholds given there, on the embedded world's own lanes and
-lines. Where the world differs, the constant here says so.
+(carla-simulator/scenario_runner, commit 94ff3b8), with the thresholds given there, on the embedded world's own lanes
+and lines. Where the world differs, the constant here says so.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ COMPLETE, TARGET_METRES = 99.0, 10.0
 """RouteCompletionTest: per cent of the route, and metres from its end."""
 
 SAME_PLACE, SAME_SECONDS, FAULT = 5.0, 5.0, 0.1
-"""CollisionTest: contacts within so many metres are one, those with the same thing within so many seconds too, and below
-that speed (m/s) they are nobody's fault."""
+"""CollisionTest: contacts within so many metres are one, those with the same thing within so many seconds too, and
+below that speed (m/s) they are nobody's fault."""
 
 OUTSIDE_METRES = 0.5
 """OutsideRouteLanesTest: beyond a lane's edge."""
@@ -35,12 +35,15 @@ WRONG_WAY = math.radians(120.0)
 TAIL = (0.8, 1.0, 1.0)
 """RunningRedLightTest: the tail reaches from that share of half the length to that share and so many metres more."""
 
+LIGHT_METRES = 15.0
+"""RunningRedLightTest: lights farther away are not looked at."""
+
 STOP_ZONE, STANDING = (-6.0, 1.0), 0.1
-"""RunningStopTest: metres of the car's middle before and behind the line between which it has to stand once, slower than
-that (m/s). CARLA's signs have trigger volumes; the world's stop lines have this stretch."""
+"""RunningStopTest: metres of the car's middle before and behind the line between which it has to stand once, slower
+than that (m/s). CARLA's signs have trigger volumes; the world's stop lines have this stretch."""
 
 OFF_ROUTE, NEAR_ROUTE, OFF_SHARE = 30.0, 15.0, 0.30
-"""InRouteTest: metres from the route that end it, and metres that do when more than that share of it is driven there."""
+"""InRouteTest: metres from the route that end it, and metres that do when more than that share of it is driven so."""
 
 BLOCKED_SPEED, BLOCKED_SECONDS = 0.1, 180.0
 """ActorBlockedTest."""
@@ -154,10 +157,10 @@ class Referee:
         for line, signal in self._lights:
             if signal.id == self._last_light or math.cos(line.heading - car.yaw) <= 0.0:
                 continue
-            if np.hypot(*(line.points.mean(axis=0) - middle)) < 15.0 and _crosses(tail, line.points):
-                if signal.state(now) == "red":
-                    self._red(signal, line)
-                    self._last_light = signal.id
+            near = np.hypot(*(line.points.mean(axis=0) - middle)) < LIGHT_METRES
+            if near and signal.state(now) == "red" and _crosses(tail, line.points):
+                self._red(signal, line)
+                self._last_light = signal.id
 
     def _red(self, signal: TrafficSignal, line: StopLine) -> None:
         self.infractions["red_light"].append(f"Agent ran a red light {signal.id} at {_at(line.points.mean(axis=0))}")

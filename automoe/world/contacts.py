@@ -50,7 +50,7 @@ class Obstacles:
             if shape is not None:
                 cos, sin = np.cos(placement.yaw), np.sin(placement.yaw)
                 turned = shapely.get_coordinates(shape) @ np.array([[cos, sin], [-sin, cos]])
-                shapes.append(shapely.Polygon(turned + [placement.x, placement.y]))
+                shapes.append(shapely.Polygon(turned + np.array([placement.x, placement.y])))
                 self.names.append(stage.assets[placement.asset].category or placement.asset)
                 self.numbers.append(number)
         self.tree = shapely.STRtree(shapes)
@@ -84,7 +84,7 @@ def rectangle(x: float, y: float, yaw: float, length: float, width: float) -> sh
     forward = np.array([np.cos(yaw), np.sin(yaw)]) * length / 2
     left = np.array([-np.sin(yaw), np.cos(yaw)]) * width / 2
     corners = np.array([forward + left, left - forward, -forward - left, forward - left])
-    return shapely.Polygon(corners + [x, y])
+    return shapely.Polygon(corners + np.array([x, y]))
 
 
 def contacts(scene: Scene, obstacles: Obstacles) -> tuple[Contact, ...]:

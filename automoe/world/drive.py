@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from automoe.world import polyline, vehicle
-from automoe.world.contacts import Contact, Obstacles, contacts
+from automoe.world.contacts import Obstacles, contacts
 from automoe.world.motion import Traffic
 from automoe.world.route import Route
 from automoe.world.scene import Conditions, EgoState, Scene, StagedTown

@@ -40,6 +40,11 @@ LOOKS: dict[str, Look] = {
         contrast=(1.0, 1.12), saturation=(0.6, 0.85), exposure=(0.95, 1.12), tint=0.025, noise=(0.003, 0.008),
         vignette=0.08, blur=(0.0, 0.3), glare=0.7,
     ),
+    # A game engine's camera: hard contrast, strong colours, much bloom, and nothing of a sensor's faults.
+    "carla": Look(
+        contrast=(1.15, 1.3), saturation=(1.15, 1.4), exposure=(0.82, 1.0), tint=0.02, noise=(0.0, 0.001),
+        vignette=0.18, blur=(0.0, 0.15), glare=1.6,
+    ),
 }  # fmt: skip
 """Domain -> look."""
 

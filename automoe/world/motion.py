@@ -5,8 +5,8 @@ the vehicle ahead, a red light, a junction that is not free, a person on a cross
 its conflicting movements reserved, and its exit free: nobody blocks the box, and left turns wait for oncoming traffic.
 People walk along sidewalks and cross when the cars of a street have red, or where nobody comes.
 
-The ego is one of the vehicles; whoever drives it otherwise says with `Traffic.step(ego=...)` where it is. Others then mind
-it wherever it is, on its lane or across several, and `Traffic.advice` says what it would do as one of them.
+The ego is one of the vehicles; whoever drives it otherwise says with `Traffic.step(ego=...)` where it is. Others then
+mind it wherever it is, on its lane or across several, and `Traffic.advice` says what it would do as one of them.
 """
 
 from __future__ import annotations
@@ -245,6 +245,18 @@ class Traffic:
         vehicle = self._vehicles[EGO]
         gap, speed = self._obstacle(vehicle)
         return _idm(vehicle.speed, self._allowed()[EGO], gap, speed)
+
+    def light_ahead(self) -> tuple[TrafficSignal, float] | None:
+        """The light that holds the ego at the next junction, and how far before its nose the line is, metres."""
+        lane_id, distance = self._next_junction(self._vehicles[EGO])
+        if lane_id is None:
+            return None
+        signal = self._roads.signal_of.get(self.town.lanes[lane_id].predecessors[0])
+        return None if signal is None else (signal, distance)
+
+    def speed_limit(self) -> float:
+        """Of the lane that the ego is on, m/s."""
+        return self.town.lanes[self._ahead_of_ego()[0][0]].speed_limit
 
     def _follow(self, ego: EgoState, seconds: float) -> None:
         """Bring the ego's vehicle to where somebody else has driven it: along its path, or onto another lane."""

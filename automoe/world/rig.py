@@ -9,7 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from automoe.carla import run
+from automoe.carla.frame import flip
 from automoe.world.scene import Camera, Lidar
+from automoe.world.vehicle import AHEAD
 
 # Columns are the camera's x (right), y (down), z (forward) axes in the ego frame (x forward, y left, z up).
 LOOKING_FORWARD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
@@ -72,6 +75,27 @@ def nuscenes_lidar(columns: int = 1084) -> Lidar:
     transform = lidar.T_ego_lidar.copy()
     transform[:3, :3] = _rotation(2, -np.pi / 2)
     return replace(lidar, name="LIDAR_TOP", T_ego_lidar=transform)
+
+
+def carla_cameras(width: int, height: int) -> tuple[Camera, ...]:
+    """The four cameras of a CARLA recording (`carla.run.MOUNTS`)."""
+    found = []
+    for name, mount in run.MOUNTS.items():
+        x, y, z = flip(np.array([mount.x, mount.y, mount.z]))
+        yaw = float(np.radians(-mount.yaw))
+        field = float(np.radians(run.FIELD_OF_VIEW))
+        found.append(mounted_camera(name, width, height, field, (x + AHEAD, y, z), yaw=yaw))
+    return tuple(found)
+
+
+def carla_lidar() -> Lidar:
+    """The LiDAR of a CARLA recording; its axes are the ego's."""
+    low, high = np.radians(run.LIDAR_ELEVATION)
+    transform = np.eye(4)
+    transform[:3, 3] = (AHEAD, 0.0, run.LIDAR_HEIGHT)
+    columns = round(run.LIDAR_RATE * run.TICK / run.LIDAR_CHANNELS)
+    rings = tuple(np.linspace(low, high, run.LIDAR_CHANNELS))
+    return Lidar("lidar", rings, columns, run.LIDAR_RANGE, transform)
 
 
 def roof_lidar(rings: int = 32, columns: int = 1084, max_range: float = 100.0) -> Lidar:

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from automoe.world import polyline
 from automoe.world.scene import Actor, Conditions, EgoState, Scene, StagedTown
@@ -72,8 +71,8 @@ def sample_scene(
 ) -> Scene:
     """One moment in a town, a function of the arguments and the generator's state only.
 
-    all_round: False leaves out what is more than 15 m behind the ego, which a front camera never sees. ego: where it is,
-    with the lanes of its route; traffic then is near all of these. Drawn if not given.
+    all_round: False leaves out what is more than 15 m behind the ego, which a front camera never sees. ego: where it
+    is, with the lanes of its route; traffic then is near all of these. Drawn if not given.
     """
     conditions, density = conditions or draw_conditions(rng), density or _draw_density(rng)
     return _Sampler(stage, rng, conditions, density, all_round, ego).scene()
@@ -194,8 +193,8 @@ class _Sampler:
         squared = ((points - [self.ego.x, self.ego.y]) ** 2).sum(1)
         if self.given is not None:
             way = np.concatenate([self.town.lanes[lane].centre[::10] for lane in self.given.route])
-            apart = cKDTree(way).query(points)[0]
-            squared = np.minimum(squared, apart**2)
+            for place in way:
+                squared = np.minimum(squared, ((points - place) ** 2).sum(1))
         distance = np.sqrt(np.minimum.reduceat(squared, first))
         if not self.all_round:
             forward = [math.cos(self.ego.yaw), math.sin(self.ego.yaw)]

@@ -1,0 +1,85 @@
+"""CARLA's axes and ours: the one place where one becomes the other.
+
+CARLA is left-handed (x forward, y right, z up) with angles in degrees: yaw turns right, pitch lifts the nose, roll
+leans right. Ours is right-handed (x forward, y left, z up) in radians. So y negates, of places, velocities and LiDAR
+points alike; yaw and pitch negate; roll keeps its sign. Steering stays as it is, positive to the right, and a positive
+one gives a negative yaw rate here. The conversion is its own inverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+MIRROR = np.diag([1.0, -1.0, 1.0, 1.0])
+"""From one frame's points to the other's."""
+
+
+def flip(vectors: np.ndarray) -> np.ndarray:
+    """Places, velocities or accelerations [..., 2 or more] (x, y, ...) in the other frame; more columns stay."""
+    flipped = np.array(vectors, copy=True)
+    flipped[..., 1] = -flipped[..., 1]
+    return flipped
+
+
+def vector(said: Mapping[str, float]) -> np.ndarray:
+    """CARLA's {x, y, z} as float64 [3] of ours."""
+    return np.array([said["x"], -said["y"], said["z"]], np.float64)
+
+
+def say_vector(ours: np.ndarray) -> dict[str, float]:
+    """A vector [2] or [3] of ours as CARLA's {x, y, z}."""
+    z = float(ours[2]) if len(ours) > 2 else 0.0
+    return {"x": float(ours[0]), "y": -float(ours[1]), "z": z}
+
+
+def pose(location: Mapping[str, float], rotation: Mapping[str, float]) -> np.ndarray:
+    """Where CARLA says something is, as T_world_thing [4, 4] of ours."""
+    yaw, pitch, roll = (np.radians(rotation[key]) for key in ("yaw", "pitch", "roll"))
+    matrix = np.eye(4)
+    matrix[:3, :3] = _turn(2, -yaw) @ _turn(1, -pitch) @ _turn(0, roll)
+    matrix[:3, 3] = vector(location)
+    return matrix
+
+
+def say_pose(T_world_thing: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
+    """A pose [4, 4] of ours as CARLA's location and rotation."""
+    r = T_world_thing[:3, :3]
+    yaw = np.arctan2(r[1, 0], r[0, 0])
+    pitch = np.arcsin(np.clip(-r[2, 0], -1.0, 1.0))
+    roll = np.arctan2(r[2, 1], r[2, 2])
+    # Adding zero: nobody wants to read -0.0.
+    degrees = {"pitch": -pitch, "yaw": -yaw, "roll": roll}
+    rotation = {key: float(np.degrees(value)) + 0.0 for key, value in degrees.items()}
+    return say_vector(T_world_thing[:3, 3]), rotation
+
+
+def say_yaw_rate(ours: float) -> float:
+    """Radians a second to the left as CARLA's degrees a second to the right."""
+    return -float(np.degrees(ours)) + 0.0
+
+
+def yaw_rate(said: float) -> float:
+    """CARLA's degrees a second to the right as radians a second to the left."""
+    return -float(np.radians(said))
+
+
+def location_of(value: Any) -> dict[str, float]:
+    """A carla.Location or carla.Vector3D as a mapping."""
+    return {"x": value.x, "y": value.y, "z": value.z}
+
+
+def rotation_of(value: Any) -> dict[str, float]:
+    """A carla.Rotation as a mapping."""
+    return {"pitch": value.pitch, "yaw": value.yaw, "roll": value.roll}
+
+
+def _turn(axis: int, angle: float) -> np.ndarray:
+    cos, sin = np.cos(angle), np.sin(angle)
+    rotation = np.eye(3)
+    a, b = [(1, 2), (2, 0), (0, 1)][axis]
+    rotation[a, a] = rotation[b, b] = cos
+    rotation[a, b], rotation[b, a] = -sin, sin
+    return rotation

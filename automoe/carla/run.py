@@ -1,0 +1,154 @@
+"""The folder of one recorded run, as in the public CARLA autopilot recordings, and who writes it.
+
+    run_000/config.json                       what was driven: map, weather, sensors; written last
+    run_000/vehicle_log.json                  a record for each frame, in CARLA's axes
+    run_000/collisions.json
+    run_000/images/<camera>/000000.png        RGB
+    run_000/segmentation/front/000000.png     tags in the red channel, as CARLA's raw pictures have them
+    run_000/lidar/000000.npy                  float32 [N, 4] x, y, z, intensity, in the sensor's CARLA axes
+    run_000/annots/front/000000.json          {"frame", "boxes": [{"bbox", "label", "actor_id", "type_id", ...}]}
+
+and what later stages need beside it, which public runs don't have:
+
+    run_000/drivable/front/000000.png         taxonomy.DRIVABLE
+    run_000/boxes3d/000000.json               road users round the ego, in CARLA's axes
+
+File names are frame numbers, six digits.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automoe.files import write_bytes
+
+CAMERAS = ("front", "front_left", "front_right", "rear")
+LABELLED = "front"
+"""The camera that has tags, boxes and drivable masks."""
+
+
+@dataclass(frozen=True)
+class Mount:
+    """Where a camera sits on a public run's car, in CARLA's axes: metres from the car's origin, degrees."""
+
+    x: float
+    y: float
+    z: float
+    yaw: float
+
+
+MOUNTS: dict[str, Mount] = {
+    "front": Mount(1.5, 0.0, 2.4, 0.0),
+    "front_left": Mount(1.2, -0.5, 2.2, -45.0),
+    "front_right": Mount(1.2, 0.5, 2.2, 45.0),
+    "rear": Mount(-1.5, 0.0, 2.4, 180.0),
+}
+FIELD_OF_VIEW = 90.0
+LIDAR_HEIGHT, LIDAR_RANGE, LIDAR_CHANNELS, LIDAR_RATE = 2.5, 80.0, 32, 200_000
+"""Metres, metres, rings, points a second: above the car's origin."""
+
+LIDAR_ELEVATION = (-30.0, 10.0)
+"""Degrees, of the lowest and the highest ring: CARLA's own."""
+
+TICK = 0.05
+SAVE_EVERY = 5
+"""Ticks from frame to frame: four frames a second."""
+
+
+def run_name(index: int) -> str:
+    """A run's folder."""
+    return f"run_{index:03d}"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Everything of one saved moment.
+
+    number: of the tick. log: its record of vehicle_log.json. images: camera -> uint8 [H, W, 3] RGB. tags, drivable:
+    uint8 [H, W] of the labelled camera. lidar: float32 [N, 4]. boxes, boxes3d: as they are written.
+    """
+
+    number: int
+    log: Mapping[str, Any]
+    images: Mapping[str, np.ndarray]
+    tags: np.ndarray | None = None
+    drivable: np.ndarray | None = None
+    lidar: np.ndarray | None = None
+    boxes: Sequence[Mapping[str, Any]] | None = None
+    boxes3d: Sequence[Mapping[str, Any]] | None = None
+
+
+@dataclass
+class RunWriter:
+    """Writes one run. A run without config.json is not complete: it was broken off, and a new writer begins it anew."""
+
+    folder: Path
+    log: list[Mapping[str, Any]] = field(default_factory=list)
+    collisions: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def frame(self, frame: Frame) -> None:
+        """Write the files of a frame and remember its record."""
+        name = f"{frame.number:06d}"
+        for camera, picture in frame.images.items():
+            self._png(f"images/{camera}/{name}.png", picture[..., ::-1])
+        if frame.tags is not None:
+            raw = np.zeros((*frame.tags.shape, 3), np.uint8)
+            raw[..., 2] = frame.tags  # red, in OpenCV's order
+            self._png(f"segmentation/{LABELLED}/{name}.png", raw)
+        if frame.drivable is not None:
+            self._png(f"drivable/{LABELLED}/{name}.png", frame.drivable)
+        if frame.lidar is not None:
+            self._points(f"lidar/{name}.npy", frame.lidar)
+        if frame.boxes is not None:
+            self._json(f"annots/{LABELLED}/{name}.json", {"frame": frame.number, "boxes": list(frame.boxes)})
+        if frame.boxes3d is not None:
+            self._json(f"boxes3d/{name}.json", {"frame": frame.number, "boxes": list(frame.boxes3d)})
+        self.log.append(frame.log)
+
+    def finish(self, config: Mapping[str, Any]) -> None:
+        """Write the logs and, last, the config."""
+        self._json("vehicle_log.json", self.log, indent=1)
+        self._json("collisions.json", self.collisions, indent=1)
+        self._json("config.json", {**config, "quality_metrics": self._quality()}, indent=1)
+
+    def _quality(self) -> dict[str, float]:
+        speeds = [record["speed_kmh"] for record in self.log] or [0.0]
+        steers = [record["control"]["steer"] for record in self.log] or [0.0]
+        near = [record["traffic_density"]["nearby_vehicles_50m"] for record in self.log] or [0]
+        return {
+            "avg_speed_kmh": float(np.mean(speeds)),
+            "steering_variance": float(np.var(steers)),
+            "collision_count": len(self.collisions),
+            "avg_nearby_traffic": float(np.mean(near)),
+            "frames_collected": len(self.log),
+        }
+
+    def _png(self, name: str, picture: np.ndarray) -> None:
+        import cv2
+
+        quick = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+        self._write(name, cv2.imencode(".png", np.ascontiguousarray(picture), quick)[1].tobytes())
+
+    def _points(self, name: str, points: np.ndarray) -> None:
+        from io import BytesIO
+
+        stream = BytesIO()
+        np.save(stream, points.astype(np.float32))
+        self._write(name, stream.getvalue())
+
+    def _json(self, name: str, content: Any, indent: int | None = None) -> None:
+        self._write(name, json.dumps(content, indent=indent).encode())
+
+    def _write(self, name: str, content: bytes) -> None:
+        write_bytes(self.folder / name, content, sync=False)
