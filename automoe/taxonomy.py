@@ -268,7 +268,7 @@ CARLA_TAG_COLORS: dict[str, tuple[int, int, int]] = {
     "rail track": (230, 150, 140),
     "guard rail": (180, 165, 180),
 }
-"""The colours (RGB) in which CARLA's CityScapesPalette shows tags. Some versions show a few of them a little otherwise."""
+"""The colours (RGB) in which CARLA's CityScapesPalette shows tags. A few differ a little by version."""
 
 CARLA_TAG_TO_SEMANTIC: dict[str, str | None] = {
     **{name: name for name in SEMANTIC},

@@ -44,6 +44,9 @@ CROSSING_SHARE = 0.3
 
 _DESIRED = {"car": 1.0, "truck": 0.85, "bus": 0.85, "train": 0.75, "motorcycle": 1.0, "bicycle": 0.36}
 """Share of the speed limit that a category drives, on average."""
+_MIDDLE = (EGO_FRONT - EGO_BACK) / 2
+"""Metres from the ego's rear axle, where its place is, to the middle of its body, which is a vehicle's here."""
+
 _HALF_WIDTH = 1.5  # of the strip around a turning lane that another movement must not touch
 
 OFF_PATH = 3.0
@@ -592,8 +595,8 @@ class Traffic:
             ego = self._ego_state(*poses[EGO])
         else:
             covered = self._ahead_of_ego()
-            route, station = tuple(lane for lane, _ in covered), self._vehicles[EGO].station - covered[0][1]
-            ego = replace(ego, route=route, station=station)
+            station = self._vehicles[EGO].station - covered[0][1] - _MIDDLE
+            ego = replace(ego, route=tuple(lane for lane, _ in covered), station=station)
         self.scene = replace(self.scene, time=self.time, ego=ego, actors=tuple(actors))
         return self.scene
 
@@ -606,11 +609,10 @@ class Traffic:
 
     def _ego_state(self, point: np.ndarray, yaw: float) -> EgoState:
         vehicle = self._vehicles[EGO]
-        middle = (EGO_FRONT - EGO_BACK) / 2
-        x, y = point - middle * np.array([math.cos(yaw), math.sin(yaw)])
+        x, y = point - _MIDDLE * np.array([math.cos(yaw), math.sin(yaw)])
         covered = self._ahead_of_ego()
         route = tuple(lane for lane, _ in covered)
-        return EgoState(float(x), float(y), yaw, vehicle.speed, route, vehicle.station - covered[0][1])
+        return EgoState(float(x), float(y), yaw, vehicle.speed, route, vehicle.station - covered[0][1] - _MIDDLE)
 
     def _ahead_of_ego(self) -> list[tuple[str, float]]:
         vehicle = self._vehicles[EGO]
@@ -619,8 +621,7 @@ class Traffic:
 
 def _middle(ego: EgoState) -> np.ndarray:
     """The middle of the ego's body on the ground, world [2]."""
-    middle = (EGO_FRONT - EGO_BACK) / 2
-    return np.array([ego.x + middle * math.cos(ego.yaw), ego.y + middle * math.sin(ego.yaw)])
+    return np.array([ego.x + _MIDDLE * math.cos(ego.yaw), ego.y + _MIDDLE * math.sin(ego.yaw)])
 
 
 def _on_paths(vehicles: list[_Vehicle], stations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

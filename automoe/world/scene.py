@@ -165,7 +165,7 @@ class EgoState:
     speed: float
     route: tuple[str, ...]
     station: float
-    """Metres along the first lane of the route."""
+    """Metres along the first lane of the route; a little below 0 where the ego's nose is on a lane before its axle."""
 
     @property
     def T_world_ego(self) -> np.ndarray:  # noqa: N802 - the usual name of a transform

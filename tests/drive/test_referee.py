@@ -1,0 +1,205 @@
+"""The referee sees what it should: every infraction once, and none where nothing happened."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from automoe.drive.closed_loop import drive_route
+from automoe.drive.referee import BLOCKED_SECONDS, Referee
+from automoe.world import polyline
+from automoe.world.autopilot import Autopilot
+from automoe.world.contacts import Contact, Obstacles
+from automoe.world.drive import STEP, Drive
+from automoe.world.furnish import stage_town
+from automoe.world.route import Route, draw_route, plan_route
+from automoe.world.scene import StagedTown
+from automoe.world.town import TownStyle, build_town
+from automoe.world.traffic import Density
+from automoe.world.vehicle import AHEAD, CarState, Control
+
+EMPTY = Density(vehicles=0.01, parked=0.0, pedestrians=0.0, crossing=0.0, at_kerb=0.0)
+STYLE = TownStyle(columns=4, rows=3, spacing=90.0, merged_blocks=1, avenues=0.0, curved=0.0, fleet="tests/0")
+
+
+@pytest.fixture(scope="module")
+def stage() -> StagedTown:
+    """A town of narrow streets, with lights at five junctions and stop lines at two."""
+    return stage_town(build_town("referee-03", STYLE))
+
+
+@pytest.fixture(scope="module")
+def obstacles(stage) -> Obstacles:
+    return Obstacles(stage)
+
+
+def across(stage: StagedTown, lit: bool) -> tuple[Route, float]:
+    """A route over a line with lights or without, and how far along it that is."""
+    town = stage.town
+    signals = {(signal.node, signal.street) for signal in town.signals}
+    for line in town.stop_lines:
+        entry = town.lanes[line.lanes[0]]
+        if ((line.node, line.street) in signals) != lit or entry.length < 40.0:
+            continue
+        inner = town.lanes[entry.successors[0]]
+        lanes = (entry.id, inner.id, inner.successors[0])
+        start = entry.length - 35.0
+        station, _ = polyline.project(entry.centre, line.points.mean(axis=0))
+        return plan_route(town, lanes, start, 35.0 + inner.length + 20.0), station - start
+    raise AssertionError("no such line")
+
+
+def put(drive: Drive, station: float, speed: float, seconds: float = STEP, aside: float = 0.0) -> None:
+    """Bring the ego somewhere beside its route, middle first, without driving."""
+    point, heading = polyline.sample(drive.route.line, station)
+    left = np.array([-math.sin(heading), math.cos(heading)])
+    x, y = point + aside * left - AHEAD * np.array([math.cos(heading), math.sin(heading)])
+    drive.car = CarState(float(x), float(y), float(heading), speed)
+    drive.scene = replace(
+        drive.scene, time=drive.scene.time + seconds, ego=replace(drive.scene.ego, x=x, y=y, yaw=heading, speed=speed)
+    )
+    drive.contacts = ()
+    drive._progress()
+
+
+def said(referee: Referee) -> dict[str, int]:
+    return {kind: len(words) for kind, words in referee.record().infractions.items() if words}
+
+
+def test_a_good_drive_is_perfect(stage, obstacles) -> None:
+    route = draw_route(stage.town, np.random.default_rng(0), 150.0)
+    record = drive_route(Drive(stage, route, 0, density=EMPTY, obstacles=obstacles), Autopilot(), "r")
+    assert record.status == "Perfect"
+    assert record.driving_score == 100.0
+    assert record.succeeded
+
+
+def over_the_line(stage, obstacles, state: str, stop_for: float = 0.0, lit: bool = True) -> dict[str, int]:
+    route, line = across(stage, lit)
+    drive = Drive(stage, route, 1, density=EMPTY, obstacles=obstacles)
+    if lit:
+        signal = next(s for s in stage.town.signals if route.lanes[0] in s.lanes)
+        while signal.state(drive.scene.time) != state or signal.state(drive.scene.time + 4.0) != state:
+            drive.scene = replace(drive.scene, time=drive.scene.time + 0.5)
+    referee = Referee(drive, "r")
+    for station in np.arange(line - 12.0, line + 10.0, 0.4):
+        put(drive, float(station), 8.0)
+        referee.observe()
+        if stop_for and abs(station - (line - 3.0)) < 0.2:
+            put(drive, float(station), 0.0, stop_for)
+            referee.observe()
+    return said(referee)
+
+
+def test_a_red_light_is_seen_once_and_a_green_one_is_none(stage, obstacles) -> None:
+    assert over_the_line(stage, obstacles, "red") == {"red_light": 1}
+    assert over_the_line(stage, obstacles, "green") == {}
+
+
+def test_a_stop_line_wants_a_stop(stage, obstacles) -> None:
+    assert over_the_line(stage, obstacles, "", lit=False) == {"stop_infraction": 1}
+    assert over_the_line(stage, obstacles, "", stop_for=0.2, lit=False) == {}
+
+
+@pytest.fixture
+def watched(stage, obstacles) -> tuple[Drive, Referee]:
+    route = draw_route(stage.town, np.random.default_rng(2), 150.0)
+    drive = Drive(stage, route, 2, density=EMPTY, obstacles=obstacles)
+    return drive, Referee(drive, "r")
+
+
+@pytest.mark.parametrize(
+    ("contact", "kind"),
+    [
+        (Contact("pedestrian", 7, "pedestrian"), "collisions_pedestrian"),
+        (Contact("vehicle", 8, "bus"), "collisions_vehicle"),
+        (Contact("static", -3, "tree1"), "collisions_layout"),
+    ],
+)
+def test_a_collision_counts_once_and_again_later_elsewhere(watched, contact: Contact, kind: str) -> None:
+    drive, referee = watched
+    for station in (20.0, 20.4, 20.8):
+        put(drive, station, 5.0)
+        drive.contacts = (contact,)
+        referee.observe()
+    assert said(referee) == {kind: 1}
+    put(drive, 21.2, 5.0)
+    referee.observe()
+    put(drive, 21.6, 5.0)
+    drive.contacts = (contact,)  # again, half a metre on: still the same one
+    referee.observe()
+    assert said(referee) == {kind: 1}
+    put(drive, 28.0, 5.0, seconds=6.0)
+    referee.observe()
+    put(drive, 28.4, 5.0)
+    drive.contacts = (contact,)
+    referee.observe()
+    assert said(referee) == {kind: 2}
+
+
+def test_who_stands_is_not_to_blame(watched) -> None:
+    drive, referee = watched
+    put(drive, 20.0, 0.0)
+    referee.observe()
+    put(drive, 20.0, 0.0)
+    drive.contacts = (Contact("vehicle", 8, "car"),)
+    referee.observe()
+    assert said(referee) == {}
+
+
+def test_beside_the_road_and_on_the_wrong_lane(watched) -> None:
+    drive, referee = watched
+    for station in np.arange(5.0, 45.0, 0.5):
+        # Twenty metres on the lane of those who come, of forty.
+        put(drive, float(station), 5.0, aside=3.4 if 15.0 < station < 35.0 else 0.0)
+        referee.observe()
+    record = referee.record()
+    assert record.outside_metres == pytest.approx(20.0, abs=2.5)
+    assert record.outside == pytest.approx(20.0 / 45.0, abs=0.06)
+    assert set(said(referee)) == {"outside_route_lanes"}
+
+
+def test_blocked_lost_and_timed_out_end_a_route(watched, stage, obstacles) -> None:
+    drive, referee = watched
+    put(drive, 10.0, 0.0)
+    referee.observe()
+    put(drive, 10.0, 0.0, seconds=BLOCKED_SECONDS + 1.0)
+    referee.observe()
+    assert referee.ended == "vehicle_blocked"
+    assert referee.record().status == "Failed - Agent got blocked"
+
+    drive = Drive(stage, drive.route, 2, density=EMPTY, obstacles=obstacles)
+    referee = Referee(drive, "r")
+    put(drive, 10.0, 5.0, aside=35.0)
+    referee.observe()
+    assert referee.ended == "route_dev"
+
+    drive = Drive(stage, drive.route, 2, density=EMPTY, obstacles=obstacles)
+    referee = Referee(drive, "r")
+    put(drive, 10.0, 5.0, seconds=referee.timeout + 60.0)
+    referee.observe()
+    assert referee.ended == "route_timeout"
+
+
+def test_who_minds_nothing_but_the_way_is_caught(stage, obstacles) -> None:
+    class Reckless:
+        def control(self, drive: Drive) -> Control:
+            steer = Autopilot().control(drive).steer
+            return Control(throttle=0.6 if drive.car.speed < 10.0 else 0.0, steer=steer)
+
+    caught = 0
+    for seed in range(3):
+        route = draw_route(stage.town, np.random.default_rng(seed), 200.0)
+        busy = Density(vehicles=4.0, pedestrians=3.0, crossing=2.0)
+        drive, driver = Drive(stage, route, seed, density=busy, obstacles=obstacles), Reckless()
+        referee = Referee(drive, "r")
+        for _ in range(round(40 / STEP)):
+            drive.step(driver.control(drive))
+            referee.observe()
+            if referee.ended or said(referee):
+                break
+        caught += referee.record().penalty < 1.0
+    assert caught >= 2
