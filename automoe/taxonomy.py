@@ -244,6 +244,7 @@ CARLA_TAGS: dict[str, tuple[str, ...]] = {
         "unlabeled", "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
         "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
         "static", "dynamic", "other", "water", "road line", "ground", "bridge", "rail track", "guard rail",
+        "rock",
     ),
     "0.9.0": (
         "unlabeled", "building", "fence", "other", "person", "pole", "road line", "road", "sidewalk", "vegetation",
@@ -252,7 +253,8 @@ CARLA_TAGS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """What the pixels of CARLA's semantic cameras say, by the first version that says so; the index is the tag. Names are
-Cityscapes' where the meaning is. Before 0.9.14 all vehicles, two-wheelers with their riders too, are one class."""
+Cityscapes' where the meaning is. Before 0.9.14 all vehicles, two-wheelers with their riders too, are one class; rocks
+came with 0.10."""
 
 CARLA_TAG_COLORS: dict[str, tuple[int, int, int]] = {
     "unlabeled": (0, 0, 0),
@@ -267,8 +269,16 @@ CARLA_TAG_COLORS: dict[str, tuple[int, int, int]] = {
     "bridge": (150, 100, 100),
     "rail track": (230, 150, 140),
     "guard rail": (180, 165, 180),
+    "rock": (180, 130, 70),
 }
-"""The colours (RGB) in which CARLA's CityScapesPalette shows tags. A few differ a little by version."""
+"""The colours (RGB) in which CARLA's CityScapesPalette shows tags from 0.9.14 on."""
+
+CARLA_TAG_COLORS_BEFORE: dict[str, tuple[int, int, int]] = {
+    **CARLA_TAG_COLORS,
+    "fence": (100, 40, 40),
+    "terrain": (145, 170, 100),
+}
+"""The same before 0.9.14."""
 
 CARLA_TAG_TO_SEMANTIC: dict[str, str | None] = {
     **{name: name for name in SEMANTIC},
@@ -278,6 +288,7 @@ CARLA_TAG_TO_SEMANTIC: dict[str, str | None] = {
     "bridge": "building",
     "rail track": "road",
     "guard rail": "fence",
+    "rock": "terrain",
     **dict.fromkeys(("unlabeled", "static", "dynamic", "other", "water")),
 }
 """The Cityscapes class of a CARLA tag; None is not looked at by any loss or metric. `vehicle` is any vehicle."""

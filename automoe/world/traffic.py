@@ -15,8 +15,9 @@ from automoe.world import polyline
 from automoe.world.scene import Actor, Conditions, EgoState, Scene, StagedTown
 from automoe.world.surface import KERB_HEIGHT
 from automoe.world.town import LANE_WIDTH, Lane
+from automoe.world.vehicle import AHEAD, LENGTH
 
-EGO_FRONT, EGO_BACK = 3.7, 0.9
+EGO_FRONT, EGO_BACK = AHEAD + LENGTH / 2, LENGTH / 2 - AHEAD
 """The ego reaches this far before and behind its rear axle, metres."""
 REACH = 130.0
 """Traffic is placed within this distance of the ego."""
