@@ -21,6 +21,8 @@ TASKS: tuple[Task, ...] = ("detection", "drivable", "segmentation")
 CHECKOUT = project_root()
 BDD_ROOT = CHECKOUT / "datasets" / "bdd100k"
 NUSCENES_ROOT = CHECKOUT / "datasets" / "nuscenes"
+CARLA_RAW = CHECKOUT / "datasets" / "carla" / "raw"
+CARLA_ROOT = CHECKOUT / "datasets" / "carla" / "preprocessed"
 BddRoot = Annotated[Path, Parameter(help="BDD100K; datasets/bdd100k in the checkout if not given", show_default=False)]
 NuscenesRoot = Annotated[
     Path, Parameter(help="nuScenes; datasets/nuscenes in the checkout if not given", show_default=False)
@@ -100,6 +102,39 @@ def export_nuscenes_command(
     print(doctor_nuscenes(out, out).text())
 
 
+@export.command(name="carla")
+def export_carla_command(
+    *,
+    out: Path,
+    runs: int = 8,
+    val_runs: int = 4,
+    seconds: Annotated[float, Parameter(help="of each run, at most")] = 60.0,
+    seed: int = 0,
+    size: Annotated[tuple[int, int], Parameter(help="width and height; public runs have 800 600")] = (400, 300),
+    save_every: Annotated[int, Parameter(help="ticks of 0.05 s from frame to frame")] = 5,
+    workers: int | None = None,
+) -> None:
+    """Let the teacher drive through towns of the embedded world and record it in the folders of CARLA recordings.
+
+    runs: for training; validation runs are in towns of their own. A stopped export goes on when the same line is given
+    again.
+    """
+    from automoe.data.prepared import progress_bar
+    from automoe.world.carla_writer import export_carla
+
+    with progress_bar("drive and render") as progress:
+        world = export_carla(
+            out, runs, val_runs, seed, seconds=seconds, size=size, save_every=save_every, workers=workers,
+            progress=progress,
+        )  # fmt: skip
+    for split in ("train", "val"):
+        told = world[split]
+        print(
+            f"{split}: {len(told['folders'])} runs, {told['frames']} frames, {told['visible_boxes']} boxes in sight, "
+            f"moving in {100 * told['share_moving']:.0f} % of the frames, {told['collisions']} collisions"
+        )
+
+
 @prepare.command(name="bdd100k")
 def prepare_bdd100k_command(
     *,
@@ -149,6 +184,37 @@ def prepare_nuscenes_command(
             info = ensure_prepared(
                 data_root, "detection3d", one, out, options=options, workers=workers, progress=progress
             )
+        print(f"{info.summary()} -> {info.path}")
+
+
+@prepare.command(name="carla")
+def prepare_carla_command(
+    *,
+    data_root: Annotated[
+        Path, Parameter(help="CARLA runs; datasets/carla/raw in the checkout if not given", show_default=False)
+    ] = CARLA_RAW,
+    out: Annotated[
+        Path, Parameter(help="the trainers' DATA_ROOT; datasets/carla/preprocessed if not given", show_default=False)
+    ] = CARLA_ROOT,
+    splits: Annotated[list[Literal["train", "val"]], Parameter(consume_multiple=True)] = ["train", "val"],  # noqa: B006
+    cameras: Annotated[list[str], Parameter(consume_multiple=True)] = ["front"],  # noqa: B006
+    val_towns: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    labels: Annotated[
+        Literal["auto", "coarse"], Parameter(help="coarse: vehicles and people, even where runs tell more")
+    ] = "auto",
+    workers: int | None = None,
+) -> None:
+    """Prepare CARLA recordings: one pass, resumable; broken frames are set aside with their reason.
+
+    val_towns: maps that are kept for validation. If not given, as the runs' configs say; else a fifth of the towns;
+    else, where all runs are of one town, a fifth of the runs.
+    """
+    from automoe.data.prepared import ensure_prepared, progress_bar
+
+    options = {"cameras": cameras, "val_towns": val_towns, "labels": labels}
+    for split in splits:
+        with progress_bar(f"frames {split}") as progress:
+            info = ensure_prepared(data_root, "frames", split, out, options=options, workers=workers, progress=progress)
         print(f"{info.summary()} -> {info.path}")
 
 

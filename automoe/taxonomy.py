@@ -293,5 +293,44 @@ CARLA_TAG_TO_SEMANTIC: dict[str, str | None] = {
 }
 """The Cityscapes class of a CARLA tag; None is not looked at by any loss or metric. `vehicle` is any vehicle."""
 
+CARLA_BLUEPRINTS: dict[str, str] = {
+    "vehicle.carlamotors.carlacola": "truck",
+    "vehicle.carlamotors.european_hgv": "truck",
+    "vehicle.carlamotors.firetruck": "truck",
+    "vehicle.firetruck.actors": "truck",
+    "vehicle.tesla.cybertruck": "truck",
+    "vehicle.mitsubishi.fusorosa": "bus",
+    "vehicle.fuso.mitsubishi": "bus",
+    "vehicle.harley-davidson.low_rider": "motorcycle",
+    "vehicle.kawasaki.ninja": "motorcycle",
+    "vehicle.vespa.zx125": "motorcycle",
+    "vehicle.yamaha.yzf": "motorcycle",
+    "vehicle.bh.crossbike": "bicycle",
+    "vehicle.diamondback.century": "bicycle",
+    "vehicle.gazelle.omafiets": "bicycle",
+}
+"""The detection class of CARLA's vehicles that are no cars; vans are cars, as in BDD100K."""
+
+
+def carla_detection_class(type_id: str) -> str | None:
+    """The BDD100K class of an actor by its blueprint, as "vehicle.audi.tt"; None for what is no road user."""
+    if type_id.startswith("walker."):
+        return "pedestrian"
+    return CARLA_BLUEPRINTS.get(type_id, "car") if type_id.startswith("vehicle.") else None
+
+
+COARSE_DETECTION: dict[str, str] = {
+    **dict.fromkeys(("truck", "bus", "train", "motorcycle", "bicycle"), "car"),
+    "rider": "pedestrian",
+}
+"""What classes become where labels tell vehicles from people alone: then `car` is any vehicle."""
+
+COARSE_SEMANTIC: dict[str, str] = dict.fromkeys(("rider", "truck", "bus", "train", "motorcycle", "bicycle"), "car")
+"""What semantic classes become where tags know vehicles alone (CARLA before 0.9.14): then `car` is any of them, with
+whoever rides it."""
+
+ROAD_DRIVABLE: dict[str, str] = {"alternative": "direct"}
+"""What drivable classes become where tags know the road alone: then `direct` is all of it."""
+
 CARLA_COMMANDS: tuple[str, ...] = ("left", "right", "straight", "follow")
 """What a route tells a driver, CARLA's RoadOption 1 to 4."""

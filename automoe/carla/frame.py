@@ -20,19 +20,19 @@ MIRROR = np.diag([1.0, -1.0, 1.0, 1.0])
 def flip(vectors: np.ndarray) -> np.ndarray:
     """Places, velocities or accelerations [..., 2 or more] (x, y, ...) in the other frame; more columns stay."""
     flipped = np.array(vectors, copy=True)
-    flipped[..., 1] = -flipped[..., 1]
+    flipped[..., 1] = 0.0 - flipped[..., 1]  # nobody wants to read -0.0
     return flipped
 
 
 def vector(said: Mapping[str, float]) -> np.ndarray:
     """CARLA's {x, y, z} as float64 [3] of ours."""
-    return np.array([said["x"], -said["y"], said["z"]], np.float64)
+    return np.array([said["x"], 0.0 - said["y"], said["z"]], np.float64)
 
 
 def say_vector(ours: np.ndarray) -> dict[str, float]:
     """A vector [2] or [3] of ours as CARLA's {x, y, z}."""
     z = float(ours[2]) if len(ours) > 2 else 0.0
-    return {"x": float(ours[0]), "y": -float(ours[1]), "z": z}
+    return {"x": float(ours[0]), "y": 0.0 - float(ours[1]), "z": z}
 
 
 def pose(location: Mapping[str, float], rotation: Mapping[str, float]) -> np.ndarray:
@@ -50,20 +50,19 @@ def say_pose(T_world_thing: np.ndarray) -> tuple[dict[str, float], dict[str, flo
     yaw = np.arctan2(r[1, 0], r[0, 0])
     pitch = np.arcsin(np.clip(-r[2, 0], -1.0, 1.0))
     roll = np.arctan2(r[2, 1], r[2, 2])
-    # Adding zero: nobody wants to read -0.0.
-    degrees = {"pitch": -pitch, "yaw": -yaw, "roll": roll}
-    rotation = {key: float(np.degrees(value)) + 0.0 for key, value in degrees.items()}
+    degrees = {"pitch": 0.0 - pitch, "yaw": 0.0 - yaw, "roll": roll}
+    rotation = {key: float(np.degrees(value)) for key, value in degrees.items()}
     return say_vector(T_world_thing[:3, 3]), rotation
 
 
 def say_yaw_rate(ours: float) -> float:
     """Radians a second to the left as CARLA's degrees a second to the right."""
-    return -float(np.degrees(ours)) + 0.0
+    return 0.0 - float(np.degrees(ours))
 
 
 def yaw_rate(said: float) -> float:
     """CARLA's degrees a second to the right as radians a second to the left."""
-    return -float(np.radians(said))
+    return 0.0 - float(np.radians(said))
 
 
 def location_of(value: Any) -> dict[str, float]:

@@ -374,7 +374,7 @@ def guess_version(paths: Sequence[Path]) -> tuple[str, str]:
         height, width = picture.shape[:2]
         before = picture[int(height * 0.8) :, int(width * 0.4) : int(width * 0.6)]
         if picture.ndim == 3 and (picture[..., 0].any() or picture[..., 1].any()):
-            votes["0.9.0"] += 1  # colours say the same in all versions; the older names have them all
+            votes[_version_of_colours(picture[..., 2::-1])] += 1
             continue
         tags = before[..., 2] if picture.ndim == 3 else before
         counts = {version: int((tags == road).sum()) for version, road in roads.items()}
@@ -387,6 +387,14 @@ def guess_version(paths: Sequence[Path]) -> tuple[str, str]:
         f"config.json does not say its carla_version; by the road before the car ({votes[version]} of "
         f"{votes.total()} pictures) the tags are those {since}. Say it in config.json if that is wrong"
     )
+
+
+def _version_of_colours(picture: np.ndarray) -> str:
+    """The older version, which tells less, unless a colour of the newer one alone is there."""
+    newer = {CARLA_TAG_COLORS[name] for name in CARLA_TAGS["0.9.14"]}
+    older = {CARLA_TAG_COLORS_BEFORE[name] for name in CARLA_TAGS["0.9.0"]}
+    seen = {tuple(colour) for colour in np.unique(picture.reshape(-1, 3), axis=0).tolist()}
+    return "0.9.14" if seen & (newer - older) else "0.9.0"
 
 
 # --- boxes and points ---

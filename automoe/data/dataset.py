@@ -11,6 +11,8 @@ An item is a dictionary:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,37 +61,22 @@ class PreparedRow:
         return decode_mask(self.mask_png, self.name)
 
 
-class PreparedDataset(Dataset[dict[str, Any]]):
-    """Random access to a prepared set, memory-mapped; cheap to send to loader workers.
+class ImageDataset(ABC, Dataset[dict[str, Any]]):
+    """Random access to the pictures of a prepared set, memory-mapped; cheap to send to loader workers.
 
     A key is an index, or (epoch, index): augmentation is a pure function of (seed, epoch, index), whoever
     asks and in which order. A bare index means epoch 0.
-
-    Args:
-        path: a directory written by `prepare`.
-        task: must be the one the directory was prepared for.
-        transform: gives size, affine and colours.
-        limit: use only that many frames, spread evenly over the set.
-
-    Raises DataError where the directory isn't a prepared set of that task.
     """
 
     def __init__(
-        self,
-        path: Path | str,
-        task: str,
-        transform: Transform,
-        seed: int = 0,
-        limit: int | None = None,
+        self, info: PreparedInfo, task: str, rows: np.ndarray, transform: Transform, seed: int, limit: int | None
     ) -> None:
-        self.info = PreparedInfo.load(path)
-        if self.info.task != task:
-            raise DataError(f"{path} is prepared for {self.info.task}, not for {task}")
+        """rows: int64 [N], those of the set that count. limit: use only that many, spread evenly over them."""
         if limit is not None and limit < 1:
             raise DataError(f"the limit of samples must be at least 1, not {limit}")
-        self.task, self.transform, self.seed = task, transform, seed
-        count = self.info.count if limit is None else min(limit, self.info.count)
-        self._rows = np.linspace(0, self.info.count - 1, count).round().astype(np.int64)
+        self.info, self.task, self.transform, self.seed = info, task, transform, seed
+        count = len(rows) if limit is None else min(limit, len(rows))
+        self._rows = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
         self._table: Any = open_rows(self.info.path)
 
     def __len__(self) -> int:
@@ -98,23 +85,17 @@ class PreparedDataset(Dataset[dict[str, Any]]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_table": None}  # workers map the files themselves
 
+    @abstractmethod
+    def make_row(self, stored: Mapping[str, Any]) -> PreparedRow:
+        """A stored row as image experts know it."""
+
     def row(self, index: int) -> PreparedRow:
         """The stored frame behind an index, untouched by the transform."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} samples in {self.info.path}")
         if self._table is None:
             self._table = open_rows(self.info.path)
-        stored = self._table[int(self._rows[index])]
-        flags = {key: np.asarray(stored[key], bool) for key in ("ignored", "occluded", "truncated")}
-        same = {key: stored[key] for key in ("name", "height", "width", "weather", "scene", "timeofday")}
-        return PreparedRow(
-            boxes=np.asarray(stored["boxes"], np.float32).reshape(-1, 4),
-            labels=np.asarray(stored["labels"], np.int64),
-            jpeg=stored["image"],
-            mask_png=stored.get("mask"),
-            **flags,
-            **same,
-        )
+        return self.make_row(self._table[int(self._rows[index])])
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
@@ -139,6 +120,44 @@ class PreparedDataset(Dataset[dict[str, Any]]):
         if row.mask_png is not None:
             item["mask"] = torch.from_numpy(warp_mask(decode_mask(row.mask_png, where), matrix, size))
         return item
+
+
+class PreparedDataset(ImageDataset):
+    """A set of BDD100K, as `prepare` writes it.
+
+    Args:
+        path: a directory written by `prepare`.
+        task: must be the one the directory was prepared for.
+        transform: gives size, affine and colours.
+        limit: use only that many frames, spread evenly over the set.
+
+    Raises DataError where the directory isn't a prepared set of that task.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        task: str,
+        transform: Transform,
+        seed: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        info = PreparedInfo.load(path)
+        if info.task != task:
+            raise DataError(f"{path} is prepared for {info.task}, not for {task}")
+        super().__init__(info, task, np.arange(info.count), transform, seed, limit)
+
+    def make_row(self, stored: Mapping[str, Any]) -> PreparedRow:
+        flags = {key: np.asarray(stored[key], bool) for key in ("ignored", "occluded", "truncated")}
+        same = {key: stored[key] for key in ("name", "height", "width", "weather", "scene", "timeofday")}
+        return PreparedRow(
+            boxes=np.asarray(stored["boxes"], np.float32).reshape(-1, 4),
+            labels=np.asarray(stored["labels"], np.int64),
+            jpeg=stored["image"],
+            mask_png=stored.get("mask"),
+            **flags,
+            **same,
+        )
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:

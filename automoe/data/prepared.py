@@ -83,8 +83,8 @@ class PreparedInfo:
         manifest = _manifest(path)
         if manifest is None:
             raise DataError(
-                f"{path} is not a prepared set (it has no {MANIFEST}); run `automoe prepare bdd100k` or "
-                "`automoe prepare nuscenes`"
+                f"{path} is not a prepared set (it has no {MANIFEST}); run `automoe prepare bdd100k`, "
+                "`automoe prepare nuscenes` or `automoe prepare carla`"
             )
         dataset = _dataset(manifest)
         again = f"run `automoe prepare {dataset}` again"
@@ -119,7 +119,7 @@ class PreparedInfo:
     def summary(self) -> str:
         """One or two sentences for the console."""
         text = f"{self.task} {self.split}: {self.count} {self.unit}"
-        if self.task.startswith("detection"):
+        if self.task.startswith("detection") or self.task == "frames":
             text += f", {self.boxes} boxes"
         if self.quarantined or self.rejected_labels:
             text += f"; {self.quarantined} broken {self.unit} and {self.rejected_labels} broken boxes were left out, "

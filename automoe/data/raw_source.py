@@ -16,8 +16,12 @@ from automoe.data.bdd100k import TASK_CLASSES as BDD_CLASSES
 from automoe.errors import DataError
 from automoe.taxonomy import NUSCENES_DETECTION
 
-TASK_CLASSES: dict[str, tuple[str, ...]] = {**BDD_CLASSES, "detection3d": NUSCENES_DETECTION}
-"""The classes of every task that can be prepared: those of BDD100K, and nuScenes' one."""
+TASK_CLASSES: dict[str, tuple[str, ...]] = {
+    **BDD_CLASSES,
+    "detection3d": NUSCENES_DETECTION,
+    "frames": BDD_CLASSES["detection"],
+}
+"""The classes of every task that can be prepared: those of BDD100K, nuScenes' one, and CARLA's, which serves many."""
 
 _SIZES_LOOKED_AT = 1000
 
@@ -122,6 +126,8 @@ def find_source(root: Path | str, task: str, split: str, options: Mapping[str, A
     # Imported here, so that training on BDD100K doesn't wait for the reader of nuScenes' tables.
     if task in BDD_CLASSES:
         from automoe.data.bdd100k_source import find_bdd100k as find
+    elif task == "frames":
+        from automoe.data.carla_source import find_carla as find
     else:
         from automoe.data.nuscenes_source import find_nuscenes as find
     return find(Path(root), task, split, **options)

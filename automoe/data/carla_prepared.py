@@ -1,0 +1,159 @@
+"""Prepared CARLA frames: what a row holds, and random access to rows and to the small columns of all of them.
+
+One set serves all experts and the policy. Columns, in our frame (x forward, y left, z up; metres, radians, m/s), the
+ego's origin on the ground under the car's middle:
+
+    name, run, town; frame: CARLA's tick; time: seconds from the run's start
+    images: a JPEG for each of the set's cameras; heights, widths
+    semantic, drivable: 8-bit PNG of trainIds and of taxonomy.DRIVABLE; empty where the run has none
+    has_boxes; boxes (pixel xyxy of the front camera), labels (BDD100K's), ignored, occluded, truncated
+    T_world_ego, speed, velocity and acceleration (world), yaw_rate, control (throttle, steer, brake)
+    command (place in CARLA_COMMANDS, -1 unknown), targets (ego frame), light, speed_limit
+    weather, timeofday, scene: BDD100K's words; weather_numbers: cloudiness, precipitation, wetness, fog, sun altitude
+    boxes3d: x, y, z, l, w, h, yaw, vx, vy, class of road users, ego frame
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automoe.data.dataset import ImageDataset, PreparedRow
+from automoe.data.prepared import PreparedInfo, open_rows
+from automoe.data.transforms import Transform
+from automoe.errors import DataError
+from automoe.taxonomy import BDD_DETECTION, NUSCENES_DETECTION
+
+TASK = "frames"
+"""The task under which CARLA runs are prepared."""
+
+IMAGE_TASKS = ("detection", "drivable", "segmentation", "nuscenes_2d")
+"""What of a frame an image expert is taught."""
+
+_TO_NUSCENES = np.array(
+    [NUSCENES_DETECTION.index(name) if name in NUSCENES_DETECTION else -1 for name in BDD_DETECTION], np.int64
+)
+
+
+def features() -> Any:
+    """The columns as `datasets.Features`."""
+    from datasets import Features, List, Value
+
+    real, whole, size, text = Value("float64"), Value("int64"), Value("int32"), Value("string")
+    columns: dict[str, Any] = {"name": text, "run": text, "town": text, "frame": whole, "time": real}
+    columns |= {"images": List(Value("binary")), "heights": List(size), "widths": List(size)}
+    columns |= {"semantic": Value("binary"), "drivable": Value("binary"), "has_boxes": Value("bool")}
+    columns |= {"T_world_ego": List(real), "speed": real, "velocity": List(real), "acceleration": List(real)}
+    columns |= {"yaw_rate": real, "control": List(real), "command": size, "targets": List(List(real))}
+    columns |= {"light": text, "speed_limit": real}
+    columns |= {"weather": text, "timeofday": text, "scene": text, "weather_numbers": List(real)}
+    columns |= {"boxes": List(List(Value("float32"))), "labels": List(whole)}
+    columns |= {flag: List(Value("bool")) for flag in ("ignored", "occluded", "truncated")}
+    columns["boxes3d"] = List(List(real))
+    return Features(columns)
+
+
+class CarlaImages(ImageDataset):
+    """The front camera's pictures of a prepared CARLA set with the labels of one task, as image experts take them.
+
+    task: one of IMAGE_TASKS; nuscenes_2d has the boxes of detection that nuScenes has a class for. Frames without that
+    task's labels are left out. Raises DataError where no frame has them.
+    """
+
+    def __init__(
+        self, path: Path | str, task: str, transform: Transform, seed: int = 0, limit: int | None = None
+    ) -> None:
+        info = PreparedInfo.load(path)
+        if info.task != TASK:
+            raise DataError(f"{path} is prepared for {info.task}, not for {TASK}")
+        table = open_rows(info.path)
+        column = {"drivable": "drivable", "segmentation": "semantic"}.get(task, "has_boxes")
+        labelled = _filled(table.data.column(column))
+        if not labelled.any():
+            raise DataError(f"{path} has no frame with labels for {task}: its runs were recorded without them")
+        super().__init__(info, task, np.flatnonzero(labelled), transform, seed, limit)
+        self._front = list(info.options["cameras"]).index("front")
+
+    @property
+    def collapse(self) -> Mapping[str, str]:
+        """The classes that the labels don't tell apart, and what stands for them."""
+        return self.info.rig["collapse"].get("detection" if self.task == "nuscenes_2d" else self.task, {})
+
+    def make_row(self, stored: Mapping[str, Any]) -> PreparedRow:
+        labels = np.asarray(stored["labels"], np.int64)
+        keep = np.ones(len(labels), bool)
+        if self.task == "nuscenes_2d":
+            labels = _TO_NUSCENES[labels]
+            keep = labels >= 0
+        flags = {key: np.asarray(stored[key], bool)[keep] for key in ("ignored", "occluded", "truncated")}
+        mask = {"drivable": "drivable", "segmentation": "semantic"}.get(self.task)
+        return PreparedRow(
+            name=stored["name"],
+            height=stored["heights"][self._front],
+            width=stored["widths"][self._front],
+            weather=stored["weather"],
+            scene=stored["scene"],
+            timeofday=stored["timeofday"],
+            boxes=np.asarray(stored["boxes"], np.float32).reshape(-1, 4)[keep],
+            labels=labels[keep],
+            jpeg=stored["images"][self._front],
+            mask_png=stored[mask] if mask else None,
+            **flags,
+        )
+
+
+def _filled(column: Any) -> np.ndarray:
+    """Which rows of an Arrow column are true or not empty: bool [N]."""
+    import pyarrow as pa
+
+    if pa.types.is_boolean(column.type):
+        return column.to_numpy(zero_copy_only=False)
+    # The bytes lie one value after another: where each begins is all there is to read.
+    ends = [np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset :][: len(chunk) + 1] for chunk in column.chunks]
+    return np.concatenate([np.diff(one) > 0 for one in ends]) if ends else np.zeros(0, bool)
+
+
+@dataclass(frozen=True)
+class TimeIndex:
+    """What of all frames is small: enough to know, without touching a picture, which windows of time there are.
+
+    run: int64 [N], a number for each run; frame: int64 [N]; T_world_ego: float64 [N, 4, 4]; speed: float64 [N];
+    control: float64 [N, 3]. Rows of a run follow each other in time.
+    """
+
+    runs: tuple[str, ...]
+    run: np.ndarray
+    frame: np.ndarray
+    T_world_ego: np.ndarray
+    speed: np.ndarray
+    control: np.ndarray
+
+    @classmethod
+    def load(cls, path: Path | str) -> TimeIndex:
+        """Of a prepared set; kilobytes for thousands of frames."""
+        table = open_rows(PreparedInfo.load(path).path).data
+        names = table.column("run").to_pylist()
+        runs = tuple(dict.fromkeys(names))
+        number = {name: index for index, name in enumerate(runs)}
+        return cls(
+            runs,
+            np.array([number[name] for name in names]),
+            np.array(table.column("frame").to_pylist(), np.int64),
+            np.array(table.column("T_world_ego").to_pylist(), np.float64).reshape(-1, 4, 4),
+            np.array(table.column("speed").to_pylist(), np.float64),
+            np.array(table.column("control").to_pylist(), np.float64).reshape(-1, 3),
+        )
+
+    def windows(self, past: int, future: int, stride: int) -> np.ndarray:
+        """The rows int64 [W] that have `past` frames before and `future` after them in the same run without a gap;
+        stride: ticks from frame to frame."""
+        count = len(self.run)
+        step = (np.diff(self.frame) == stride) & (np.diff(self.run) == 0)
+        # Of the N - 1 steps between rows, how many up to each row are sound: a window is one run of sound steps.
+        sound = np.concatenate([[0], np.cumsum(step)])
+        rows = np.arange(past, count - future)
+        return rows[sound[rows + future] - sound[rows - past] == past + future] if len(rows) else rows

@@ -1,0 +1,488 @@
+"""CARLA recordings as a `RawSource` of the task frames: what of a frame goes into a row of a prepared set.
+
+The columns are told in `carla_prepared.py`, which reads them back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+from automoe.carla import run
+from automoe.data import carla
+from automoe.data.carla import Run, Step
+from automoe.data.carla_prepared import TASK, features
+from automoe.data.images import encode_mask
+from automoe.data.raw_source import Quarantined, folder_listing, quarantine, same_text, text_listing
+from automoe.errors import DataError
+from automoe.taxonomy import (
+    BDD_DETECTION,
+    CARLA_TAG_TO_SEMANTIC,
+    CARLA_TAGS,
+    COARSE_DETECTION,
+    COARSE_SEMANTIC,
+    DETECTION_TO_SEMANTIC,
+    DRIVABLE,
+    IGNORE_INDEX,
+    ROAD_DRIVABLE,
+    SEMANTIC,
+    carla_detection_class,
+)
+
+JPEG_QUALITY = 95
+VAL_SHARE = 0.2
+"""Of the towns, or of the runs of a single one, that are kept for validation where nothing says which."""
+
+LEAST_VISIBLE = 20
+"""Pixels of a box's class in the tags, at 640 wide, below which what it is of is hidden."""
+
+MOSTLY_HIDDEN = 0.15
+"""A box with a smaller share of its class's pixels is one of something mostly hidden: neither truth nor mistake."""
+
+LABELS = ("auto", "coarse")
+
+
+def find_carla(
+    root: Path,
+    task: str,
+    split: str,
+    *,
+    cameras: Sequence[str] | None = None,
+    val_towns: Sequence[str] | None = None,
+    labels: str = "auto",
+) -> CarlaSource:
+    """The source of one split. Raises DataError where there are no runs, or for an impossible option.
+
+    cameras: the front one if not given. val_towns: maps that are kept for validation; see `split_runs` if not given.
+    labels: `coarse` tells vehicles from people alone even where runs tell more.
+    """
+    folders = carla.find_runs(root)
+    if split not in ("train", "val"):
+        raise DataError(f"CARLA runs have the splits train and val, not {split!r}")
+    if labels not in LABELS:
+        raise DataError(f"labels must be one of {', '.join(LABELS)}, not {labels!r}")
+    chosen = tuple(cameras) if cameras else (run.LABELLED,)
+    if run.LABELLED not in chosen:
+        raise DataError(f"the {run.LABELLED} camera is the one with labels; name it among the cameras")
+    return CarlaSource(root, split, tuple(folders), chosen, tuple(val_towns) if val_towns else None, labels, task)
+
+
+def split_runs(runs: Sequence[Run], val_towns: Sequence[str] | None) -> tuple[dict[str, str], str]:
+    """Which run is for training and which for validation, by folder name, and how that was decided.
+
+    By the towns that are named; by what all configs say; by town, a fifth of them for validation; or, where there is a
+    single town, by run. Never by frame. Raises DataError where nothing is left for one of the two.
+    """
+    towns = sorted({one.town for one in runs})
+    if val_towns is not None:
+        unknown = [town for town in val_towns if town not in towns]
+        if unknown:
+            raise DataError(f"no run was recorded in {unknown[0]}; there are runs in {', '.join(towns)}")
+        chosen, words = {one.name for one in runs if one.town in val_towns}, f"validation in {', '.join(val_towns)}"
+    elif all(one.split in ("train", "val") for one in runs):
+        chosen, words = {one.name for one in runs if one.split == "val"}, "validation runs as their configs say"
+    elif len(towns) > 1:
+        kept = _fifth(towns)
+        chosen, words = {one.name for one in runs if one.town in kept}, f"validation in {', '.join(sorted(kept))}"
+    else:
+        kept = _fifth([one.name for one in runs])
+        chosen = {one.name for one in runs if one.name in kept}
+        words = f"all runs are of {towns[0]}: validation on {', '.join(sorted(kept))}, in a town that was trained in"
+    if not 0 < len(chosen) < len(runs):
+        raise DataError(
+            f"{len(chosen)} of {len(runs)} runs are for validation, and both splits need one; record more, or name "
+            "towns with --val_towns"
+        )
+    return {one.name: "val" if one.name in chosen else "train" for one in runs}, words
+
+
+def _fifth(names: Sequence[str]) -> set[str]:
+    """A fifth of some names, one at least: always the same ones."""
+    shuffled = sorted(names, key=lambda name: (zlib.crc32(name.encode()), name))
+    return set(shuffled[: max(1, round(VAL_SHARE * len(names)))])
+
+
+@dataclass(frozen=True)
+class CarlaSource:
+    """One split of a tree of runs; see `RawSource`. A record is a run and a step of it."""
+
+    root: Path
+    split: str
+    folders: tuple[Path, ...]
+    cameras: tuple[str, ...]
+    val_towns: tuple[str, ...] | None
+    labels: str
+    task: str = TASK
+    dataset: str = "carla"
+    unit: str = "frames"
+    rows_per_shard: int = 128
+
+    @property
+    def options(self) -> dict[str, Any]:
+        towns = None if self.val_towns is None else list(self.val_towns)
+        return {"cameras": list(self.cameras), "val_towns": towns, "labels": self.labels}
+
+    @property
+    def place(self) -> Path:
+        return self.folders[0].parent
+
+    # --- what there is ---
+
+    @cached_property
+    def _read(self) -> tuple[list[Run], list[Quarantined]]:
+        """All runs of both splits, and those that can't be used."""
+        runs, broken = [], []
+        for folder in self.folders:
+            try:
+                one = carla.read_run(folder)
+                missing = [camera for camera in self.cameras if camera not in one.cameras]
+                if missing:
+                    raise DataError(f"{folder} has no pictures of the {missing[0]} camera")
+            except DataError as error:
+                broken.append(quarantine(folder.name, str(error), [folder / "config.json"]))
+            else:
+                runs.append(one)
+        if not runs:
+            raise DataError(f"none of the {len(broken)} runs in {self.place} can be used; {broken[0].reason}")
+        return runs, broken
+
+    @cached_property
+    def _splits(self) -> tuple[dict[str, str], str]:
+        return split_runs(self._read[0], self.val_towns)
+
+    @cached_property
+    def _runs(self) -> list[Run]:
+        """Those of this split."""
+        return [one for one in self._read[0] if self._splits[0][one.name] == self.split]
+
+    @cached_property
+    def collapse(self) -> dict[str, dict[str, str]]:
+        """For each task the classes that these labels don't tell apart, and what stands for them: the same for both
+        splits, or scores would not be of what was trained."""
+        runs = self._read[0]
+        coarse = self.labels == "coarse" or not all(map(_tells_classes, runs))
+        old = self.labels == "coarse" or any("tags" in one.has and one.version[0] == "0.9.0" for one in runs)
+        road = any("drivable" not in one.has for one in runs)
+        return {
+            "detection": COARSE_DETECTION if coarse else {},
+            "segmentation": COARSE_SEMANTIC if old else {},
+            "drivable": ROAD_DRIVABLE if road else {},
+        }
+
+    def describe(self) -> str:
+        return f"{len(self.folders)} runs in {self.place}, cameras {', '.join(self.cameras)}"
+
+    def features(self) -> Any:
+        return features()
+
+    def plan(self) -> tuple[list[tuple[Run, Step]], list[Quarantined]]:
+        quarantined = list(self._read[1]) if self.split == "train" else []
+        records = []
+        for one in self._runs:
+            before: Step | None = None
+            for step in one.steps:
+                image = one.image(run.LABELLED, step)
+                gone = before is not None and np.linalg.norm(
+                    step.ego.T_world_ego[:2, 3] - before.ego.T_world_ego[:2, 3]
+                )
+                if before and gone > carla.MOVED and carla.same_picture(image, one.image(run.LABELLED, before)):
+                    reason = f"{image} is the picture of frame {before.number} again, {gone:.1f} m farther on"
+                    quarantined.append(quarantine(f"{one.name}/{step.name}", reason, [image]))
+                    continue
+                records.append((one, step))
+                before = step
+        return records, quarantined
+
+    def notes(self) -> tuple[str, ...]:
+        found = [self._splits[1]]
+        runs = self._runs
+        for part, words in (
+            ("tags", "semantic tags"), ("boxes", "boxes"), ("lidar", "LiDAR"), ("drivable", "lanes for drivable area"),
+        ):  # fmt: skip
+            without = [one.name for one in runs if part not in one.has]
+            if without:
+                found.append(f"{len(without)} of {len(runs)} runs have no {words}, {without[0]} the first")
+        for one in runs:
+            found += one.problems
+            if "tags" in one.has and one.version[1]:
+                found.append(f"{one.name}: {one.version[1]}")
+        for task, joined in self.collapse.items():
+            if joined:
+                counts = Counter(joined.values())
+                words = ", ".join(f"{name} stands for {count} more classes" for name, count in counts.items())
+                found.append(f"the labels don't tell all classes of {task} apart: {words}")
+        return tuple(found)
+
+    # --- a record ---
+
+    def name(self, record: tuple[Run, Step]) -> str:
+        return f"{record[0].name}/{record[1].name}"
+
+    def files(self, record: tuple[Run, Step]) -> tuple[Path, ...]:
+        one, step = record
+        found = [one.image(camera, step) for camera in self.cameras]
+        parts = {"tags": one.tags, "drivable": one.drivable, "boxes": one.boxes, "boxes3d": one.boxes3d}
+        return (*found, *(place(step) for part, place in parts.items() if part in one.has))
+
+    def key(self, record: tuple[Run, Step]) -> bytes:
+        one, step = record
+        words = (one.name, one.town, step.number, step.time, step.command, step.light, dict(one.weather), self.collapse)
+        version = one.version[0] if "tags" in one.has else None
+        digest = hashlib.sha256(repr((words, version, step.ego.control, step.speed_limit)).encode())
+        for array in (step.ego.T_world_ego, step.ego.velocity, step.ego.acceleration, step.targets):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.digest()
+
+    def row(self, record: tuple[Run, Step]) -> tuple[dict[str, Any], list[str]]:
+        one, step = record
+        images = [carla.read_picture(one.image(camera, step)) for camera in self.cameras]
+        front = images[self.cameras.index(run.LABELLED)]
+        height, width = front.shape[:2]
+        semantic = drivable = None
+        if "tags" in one.has:
+            semantic = self._semantic(one, step, (height, width))
+        if "drivable" in one.has:
+            drivable = self._drivable(one, step, (height, width))
+        elif semantic is not None:
+            background, road = DRIVABLE.index("background"), semantic == SEMANTIC.index("road")
+            drivable = np.where(road, DRIVABLE.index("direct"), background).astype(np.uint8)
+        boxes, rejected = self._boxes(one, step, (height, width), semantic) if "boxes" in one.has else (_NO_BOXES, [])
+        ego, weather = step.ego, _weather(one.weather)
+        row: dict[str, Any] = {
+            "name": self.name(record),
+            "run": one.name,
+            "town": one.town,
+            "frame": step.number,
+            "time": step.time,
+            "images": [simplejpeg.encode_jpeg(image, quality=JPEG_QUALITY, colorspace="RGB") for image in images],
+            "heights": [image.shape[0] for image in images],
+            "widths": [image.shape[1] for image in images],
+            "semantic": b"" if semantic is None else encode_mask(semantic),
+            "drivable": b"" if drivable is None else encode_mask(drivable),
+            "has_boxes": "boxes" in one.has,
+            "T_world_ego": ego.T_world_ego.ravel().tolist(),
+            "speed": ego.speed,
+            "velocity": ego.velocity.tolist(),
+            "acceleration": ego.acceleration.tolist(),
+            "yaw_rate": ego.yaw_rate,
+            "control": list(ego.control),
+            "command": step.command,
+            "targets": step.targets.tolist(),
+            "light": step.light,
+            "speed_limit": step.speed_limit,
+            **weather,
+            **boxes,
+            "boxes3d": self._boxes3d(one, step) if "boxes3d" in one.has else [],
+        }
+        return row, rejected
+
+    def _semantic(self, one: Run, step: Step, size: tuple[int, int]) -> np.ndarray:
+        """trainIds uint8 [H, W]."""
+        path, version = one.tags(step), one.version[0]
+        tags = carla.read_tags(path, version)
+        _check_size(path, tags.shape[:2], size)
+        table = [
+            IGNORE_INDEX if name is None else SEMANTIC.index(self.collapse["segmentation"].get(name, name))
+            for name in (CARLA_TAG_TO_SEMANTIC[tag] for tag in CARLA_TAGS[version])
+        ]
+        return np.array(table, np.uint8)[tags]
+
+    def _drivable(self, one: Run, step: Step, size: tuple[int, int]) -> np.ndarray:
+        path = one.drivable(step)
+        mask = carla.read_png(path)
+        _check_size(path, mask.shape[:2], size)
+        if mask.ndim != 2 or mask.max(initial=0) >= len(DRIVABLE):
+            raise DataError(f"{path} is no mask of the classes 0 to {len(DRIVABLE) - 1}")
+        if self.collapse["drivable"]:
+            mask = np.where(mask == DRIVABLE.index("alternative"), DRIVABLE.index("direct"), mask).astype(np.uint8)
+        return mask
+
+    def _boxes(
+        self, one: Run, step: Step, size: tuple[int, int], semantic: np.ndarray | None
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Boxes of what is visible. Runs that don't say what is hidden are asked by their tags."""
+        found: dict[str, list[Any]] = {key: [] for key in _NO_BOXES}
+        rejected, limit = [], np.array([size[1], size[0], size[1], size[0]], np.float64)
+        for number, box in enumerate(carla.read_boxes(one.boxes(step))):
+            where = f"{one.boxes(step)}: box {number}"
+            try:
+                category = _category(box)
+                if category is None:
+                    rejected.append(f"{where} is of {box.get('type_id') or box.get('label')!r}, no class to detect")
+                    continue
+                told = "visible_bbox" in box
+                xyxy = box["visible_bbox"] if told else box["bbox"]
+                if xyxy is None:
+                    continue  # wholly hidden
+                values = np.clip(np.asarray(xyxy, np.float64).reshape(4), 0, limit)
+                if not np.isfinite(values).all():
+                    raise ValueError("it is not finite")
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                rejected.append(f"{where} cannot be read ({error})")
+                continue
+            if values[2] - values[0] < 1.0 or values[3] - values[1] < 1.0:
+                continue
+            name = self.collapse["detection"].get(category, category)
+            ignored = False
+            if not told and semantic is not None:
+                shown = _share_shown(values, category, semantic, one.version[0])
+                if shown is None:
+                    continue
+                ignored = shown < MOSTLY_HIDDEN
+            found["boxes"].append(values.tolist())
+            found["labels"].append(BDD_DETECTION.index(name))
+            found["ignored"].append(ignored)
+            found["occluded"].append(bool(box.get("occluded", False)))
+            found["truncated"].append(bool(box.get("truncated", False)))
+        return found, rejected
+
+    def _boxes3d(self, one: Run, step: Step) -> list[list[float]]:
+        """x, y, z, l, w, h, yaw, vx, vy, class of the road users round the ego, in its frame."""
+        from automoe.carla import frame
+
+        inward, found = np.linalg.inv(step.ego.T_world_ego), []
+        for box in carla.read_boxes(one.boxes3d(step)):
+            try:
+                category = _category(box)
+                if category is None:
+                    continue
+                T_ego_box = inward @ frame.pose(box["location"], box["rotation"])
+                speed = inward[:3, :3] @ frame.vector(box["velocity"])
+                extent = [2 * float(box["extent"][axis]) for axis in "xyz"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(f"{one.boxes3d(step)} has a box that cannot be read ({error})") from error
+            yaw = float(np.arctan2(T_ego_box[1, 0], T_ego_box[0, 0]))
+            label = float(BDD_DETECTION.index(category))
+            found.append([*T_ego_box[:3, 3].tolist(), *extent, yaw, float(speed[0]), float(speed[1]), label])
+        return found
+
+    # --- the manifest ---
+
+    def rig(self) -> dict[str, Any]:
+        """The cameras and the LiDAR of the first run, in our frame, and what its labels tell apart."""
+        one = self._runs[0]
+        cameras = {}
+        for camera in self.cameras:
+            said = one.sensors.get(camera, {})
+            mount = run.MOUNTS.get(camera)
+            usual = {} if mount is None else {"x": mount.x, "y": mount.y, "z": mount.z, "yaw": mount.yaw}
+            if not said and mount is None:
+                continue
+            height, width = carla.read_picture(one.image(camera, one.steps[0])).shape[:2]
+            cameras[camera] = {
+                "size": [height, width],
+                "field_of_view": float(said.get("fov", run.FIELD_OF_VIEW)),
+                "T_ego_mount": carla.mounting_of(said, usual).tolist(),
+            }
+        lidar = carla.mounting_of(one.sensors.get("lidar", {}), {"x": 0.0, "y": 0.0, "z": run.LIDAR_HEIGHT})
+        return {
+            "note": "ego: on the ground under the car's middle, x forward, y left, z up; mounts look along their x",
+            "cameras": cameras,
+            "lidar": {"T_ego_lidar": lidar.tolist()} if "lidar" in one.has else None,
+            "collapse": self.collapse,
+            "said": bool(one.sensors),
+        }
+
+    def origin(self) -> dict[str, Any]:
+        return {"logs": {str(path): text_listing(path) for path in self._logs()}, "files": self._file_listing()}
+
+    def changed(self, origin: Mapping[str, Any]) -> str | None:
+        logs = self._logs()
+        if set(map(str, logs)) != set(origin["logs"]):
+            return f"runs have come to {self.place} or gone"
+        for path in logs:
+            if not same_text(path, origin["logs"][str(path)]):
+                return f"{path} has changed"
+        for folder, listing in self._file_listing().items():
+            if origin["files"].get(folder) != listing:
+                return f"the files in {folder} have changed"
+        return None
+
+    def _logs(self) -> list[Path]:
+        names = ("config.json", "vehicle_log.json")
+        return [folder / name for folder in self.folders for name in names if (folder / name).is_file()]
+
+    def _file_listing(self) -> dict[str, dict[str, Any]]:
+        places = [f"images/{camera}" for camera in self.cameras]
+        places += [f"segmentation/{run.LABELLED}", f"drivable/{run.LABELLED}"]
+        suffixes = dict.fromkeys(places, ".png") | dict.fromkeys([f"annots/{run.LABELLED}", "boxes3d"], ".json")
+        wanted = [(folder / place, suffix) for folder in self.folders for place, suffix in suffixes.items()]
+        return {str(place): folder_listing(place, suffix) for place, suffix in wanted}
+
+
+_NO_BOXES: dict[str, Any] = {"boxes": [], "labels": [], "ignored": [], "occluded": [], "truncated": []}
+
+
+def _tells_classes(one: Run) -> bool:
+    """Whether a run's boxes say more than vehicle and pedestrian: by its first frame that has any."""
+    if "boxes" not in one.has:
+        return True
+    for step in one.steps:
+        try:
+            boxes = carla.read_boxes(one.boxes(step))
+        except DataError:
+            continue
+        if boxes:
+            return all("class" in box or "type_id" in box for box in boxes)
+    return True
+
+
+def _category(box: Mapping[str, Any]) -> str | None:
+    """The BDD100K class of a box, by its class, its blueprint or its label, whatever it has."""
+    if "class" in box:
+        return box["class"] if box["class"] in BDD_DETECTION else None
+    if "type_id" in box:
+        return carla_detection_class(box["type_id"])
+    return {"vehicle": "car", "pedestrian": "pedestrian"}.get(box["label"])
+
+
+def _share_shown(box: np.ndarray, category: str, semantic: np.ndarray, version: str) -> float | None:
+    """How much of a box the tags of its class fill; None where that is next to nothing.
+
+    Tags know classes and no instances: somebody else of the class before it counts, too.
+    """
+    x1, y1, x2, y2 = (int(value) for value in (*np.floor(box[:2]), *np.ceil(box[2:])))
+    inside = semantic[y1:y2, x1:x2]
+    names = {DETECTION_TO_SEMANTIC[category]}
+    if category in ("motorcycle", "bicycle"):
+        names.add("rider")
+    if version == "0.9.0" and category != "pedestrian":
+        names = {"car"}
+    shown = int(np.isin(inside, [SEMANTIC.index(name) for name in names]).sum())
+    return None if shown < LEAST_VISIBLE * (semantic.shape[1] / 640) ** 2 else shown / max(inside.size, 1)
+
+
+def _check_size(path: Path, size: Sequence[int], wanted: tuple[int, int]) -> None:
+    if tuple(size) != wanted:
+        raise DataError(f"{path} is {size[1]}x{size[0]} and its picture {wanted[1]}x{wanted[0]}")
+
+
+def _weather(said: Mapping[str, Any]) -> dict[str, Any]:
+    """In BDD100K's words, from CARLA's parameters where the run has no words of its own; and the parameters."""
+    numbers = [
+        float(said.get(key, 0.0))
+        for key in ("cloudiness", "precipitation", "wetness", "fog_density", "sun_altitude_angle")
+    ]
+    cloudiness, rain, _, fog, sun = numbers
+    if rain > 10.0:
+        weather = "rainy"
+    elif fog > 30.0:
+        weather = "foggy"
+    else:
+        weather = "clear" if cloudiness < 20.0 else "partly cloudy" if cloudiness < 60.0 else "overcast"
+    timeofday = "night" if sun < -5.0 else "dawn/dusk" if sun < 12.0 else "daytime"
+    return {
+        "weather": said.get("weather", weather),
+        "timeofday": said.get("timeofday", timeofday),
+        "scene": "city street",
+        "weather_numbers": numbers,
+    }
