@@ -30,7 +30,6 @@ from automoe.taxonomy import (
     CARLA_TAGS,
     COARSE_DETECTION,
     COARSE_SEMANTIC,
-    DETECTION_TO_SEMANTIC,
     DRIVABLE,
     IGNORE_INDEX,
     ROAD_DRIVABLE,
@@ -334,7 +333,7 @@ class CarlaSource:
             name = self.collapse["detection"].get(category, category)
             ignored = False
             if not told and semantic is not None:
-                shown = _share_shown(values, category, semantic, one.version[0])
+                shown = _share_shown(values, category, semantic)
                 if shown is None:
                     continue
                 ignored = shown < MOSTLY_HIDDEN
@@ -419,6 +418,7 @@ class CarlaSource:
         return {str(place): folder_listing(place, suffix) for place, suffix in wanted}
 
 
+_VEHICLES = ("car", "truck", "bus", "train", "motorcycle", "bicycle", "rider")
 _NO_BOXES: dict[str, Any] = {"boxes": [], "labels": [], "ignored": [], "occluded": [], "truncated": []}
 
 
@@ -445,18 +445,15 @@ def _category(box: Mapping[str, Any]) -> str | None:
     return {"vehicle": "car", "pedestrian": "pedestrian"}.get(box["label"])
 
 
-def _share_shown(box: np.ndarray, category: str, semantic: np.ndarray, version: str) -> float | None:
+def _share_shown(box: np.ndarray, category: str, semantic: np.ndarray) -> float | None:
     """How much of a box the tags of its class fill; None where that is next to nothing.
 
     Tags know classes and no instances: somebody else of the class before it counts, too.
     """
     x1, y1, x2, y2 = (int(value) for value in (*np.floor(box[:2]), *np.ceil(box[2:])))
     inside = semantic[y1:y2, x1:x2]
-    names = {DETECTION_TO_SEMANTIC[category]}
-    if category in ("motorcycle", "bicycle"):
-        names.add("rider")
-    if version == "0.9.0" and category != "pedestrian":
-        names = {"car"}
+    # Whether an ambulance is a car or a truck, blueprints and tags need not agree.
+    names = ("person",) if category == "pedestrian" else _VEHICLES
     shown = int(np.isin(inside, [SEMANTIC.index(name) for name in names]).sum())
     return None if shown < LEAST_VISIBLE * (semantic.shape[1] / 640) ** 2 else shown / max(inside.size, 1)
 

@@ -1,0 +1,89 @@
+"""Small CARLA runs, drawn and not rendered, for tests of what reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automoe.carla.run import CAMERAS, Frame, RunWriter, run_name
+from automoe.taxonomy import CARLA_TAGS
+
+HEIGHT, WIDTH = 48, 64
+ROAD, CAR, SKY = "road", "car", "sky"
+
+
+def scene(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture [H, W, 3] and its tags by name [H, W]: sky above, road below, a car that wanders."""
+    names = np.full((HEIGHT, WIDTH), SKY, object)
+    names[HEIGHT // 2 :] = ROAD
+    left = 4 + number % 40
+    names[26:40, left : left + 16] = CAR
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    for name, colour in ((SKY, (120, 170, 230)), (ROAD, (90, 90, 95)), (CAR, (190, 30, 30))):
+        picture[names == name] = colour
+    return picture + np.random.default_rng(number).integers(0, 8, picture.shape, dtype=np.uint8), names
+
+
+def tags_of(names: np.ndarray, version: str = "0.9.14") -> np.ndarray:
+    """Tags uint8 [H, W] of one of CARLA_TAGS' versions."""
+    known = CARLA_TAGS[version]
+    own = {name: known.index("vehicle" if name == CAR and "vehicle" in known else name) for name in (SKY, ROAD, CAR)}
+    return np.vectorize(own.get)(names).astype(np.uint8)
+
+
+def record(number: int, speed: float = 5.0, **more: Any) -> dict[str, Any]:
+    """A record of a log: straight to the east, five ticks from frame to frame."""
+    return {
+        "frame": number,
+        "timestamp": 1000.0 + number,  # public runs write the clock on the wall
+        "image_filename": f"{number:06d}.png",
+        "location": {"x": speed * 0.05 * number, "y": 10.0, "z": 0.0},
+        "rotation": {"pitch": 0.0, "yaw": 0.0, "roll": 0.0},
+        "velocity": {"x": speed, "y": 0.0, "z": 0.0},
+        "speed_kmh": 3.6 * speed,
+        "control": {"throttle": 0.3, "steer": 0.1, "brake": 0.0},
+        "traffic_density": {"nearby_vehicles_50m": 1, "total_npc_vehicles": 2, "total_npc_walkers": 0},
+        **more,
+    }
+
+
+def box(number: int, **more: Any) -> dict[str, Any]:
+    """The wandering car's box as public runs have it."""
+    left = 4 + number % 40
+    return {"bbox": [left, 26.0, left + 16.0, 40.0], "label": "vehicle", "actor_id": 7, **more}
+
+
+def write_run(
+    root: Path,
+    index: int,
+    *,
+    frames: int = 6,
+    town: str = "Town01",
+    version: str | None = "0.9.15",
+    tags: str | None = "0.9.14",
+    boxes: bool = True,
+    lidar: bool = True,
+    type_id: str | None = "vehicle.audi.tt",
+    **config: Any,
+) -> Path:
+    """A run with the parts that are asked for; returns its folder."""
+    writer = RunWriter(root / run_name(index))
+    for number in range(0, 5 * frames, 5):
+        picture, names = scene(number)
+        own = {"type_id": type_id} if type_id else {}
+        writer.frame(
+            Frame(
+                number,
+                record(number),
+                dict.fromkeys(CAMERAS, picture),
+                tags=tags_of(names, tags) if tags else None,
+                lidar=np.array([[10.0, 2.0, -1.0, 0.9]], np.float32) if lidar else None,
+                boxes=[box(number, **own)] if boxes else None,
+            )
+        )
+    said = {} if version is None else {"carla_version": version}
+    weather = {"cloudiness": 80.0, "precipitation": 0.0, "wetness": 0.0, "fog_density": 0.0, "sun_altitude_angle": 40.0}
+    writer.finish({"run_id": run_name(index), "map": f"Carla/Maps/{town}", "weather": weather, **said, **config})
+    return root / run_name(index)
