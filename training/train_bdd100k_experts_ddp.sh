@@ -39,9 +39,6 @@ PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyth
 source training/lib/train.sh
 only_help "$@"
 
-is_on() { case "${1,,}" in 1|true|yes|on) return 0 ;; ""|0|false|no|off) return 1 ;;
-          *) echo "error: a SKIP_ flag is '$1'; set it to 1 or 0." >&2; exit 2 ;; esac; }
-
 for flag in "$SKIP_DETECTION" "$SKIP_DRIVABLE" "$SKIP_SEGMENTATION"; do is_on "$flag" || true; done
 check_tunables
 

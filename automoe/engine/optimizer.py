@@ -29,7 +29,8 @@ def make_optimizer(
     device: torch.device,
     param_groups: list[dict[str, Any]] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW over `param_groups` (each may carry its own "lr", the peak, and "weight_decay"), or the default ones.
+    """AdamW over `param_groups` (each may carry its own "lr", the peak, "weight_decay" and "hold_steps", until which
+    it doesn't learn), or the default ones.
 
     Raises ConfigError if nothing would train.
     """

@@ -21,7 +21,8 @@ def learning_rate_factor(step: int, *, total_steps: int, warmup_steps: int, fina
     return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * done)) / 2
 
 
-def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
-    """Give every parameter group its own peak (`initial_lr`) times `factor`."""
+def set_learning_rate(optimizer: Optimizer, factor: float, step: int = 0) -> None:
+    """Give every parameter group its own peak (`initial_lr`) times `factor`; nothing to a group that is held still
+    until a later step (`hold_steps`)."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
+        group["lr"] = group["initial_lr"] * factor if step >= group.get("hold_steps", 0) else 0.0

@@ -49,7 +49,7 @@ def train_step(
         warmup_steps=config.warmup_steps,
         final_factor=config.final_lr_factor,
     )
-    set_learning_rate(state.optimizer, factor)
+    set_learning_rate(state.optimizer, factor, step)
     seed_step(config.seed, dist.rank, step)
     state.optimizer.zero_grad(set_to_none=True)
 

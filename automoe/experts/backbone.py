@@ -61,6 +61,16 @@ class Backbone(nn.Module):
         self.mean, self.std = tuple(data["mean"]), tuple(data["std"])
         _freeze(net, frozen_stages)
 
+    def depths(self) -> dict[str, int]:
+        """For each parameter of this module, by name, how many of the network's feature maps still come after the one
+        that it is for: 0 in the last stage."""
+        names = [name for name, _ in self.net.named_parameters()]
+        marks = self.net.feature_info.module_name()
+        spellings = [(mark + ".", mark.replace(".", "_") + ".") for mark in marks]
+        # A stage ends with its last parameter; one without any (an activation) ends where the one before does.
+        ends = [max((at for at, name in enumerate(names) if name.startswith(own)), default=-1) for own in spellings]
+        return {f"net.{name}": max(0, sum(at <= end for end in ends) - 1) for at, name in enumerate(names)}
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """images: [B, 3, H, W], normalised. Returns one [B, C_s, H/s, W/s] map a stride, fine to coarse."""
         features = self.net(images.contiguous(memory_format=torch.channels_last))

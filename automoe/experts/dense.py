@@ -8,7 +8,7 @@ slowly than they help within minutes; `refine` adds the former where there is mo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from automoe import taxonomy
 from automoe.config import from_dict
 from automoe.experts.backbone import Backbone
+from automoe.experts.class_merge import ClassMerge
 from automoe.experts.expert import CountReducer, ImageExpert
 from automoe.experts.pyramid import SeparableConv, grid_tokens, group_norm
 from automoe.experts.registry import register_expert
@@ -46,6 +47,8 @@ class DenseConfig:
     dice_weight: float = 0.5
     balance: float = 0.0
     """Power of the inverse class frequency in the cross entropy, counted over the batch; 0 for none."""
+    collapse: dict[str, str] = field(default_factory=dict)
+    """Classes that the labels don't tell apart, and what stands for each (`ClassMerge`)."""
 
 
 class DenseExpert(ImageExpert):
@@ -59,6 +62,7 @@ class DenseExpert(ImageExpert):
         super().__init__()
         self.kind, self.config, self.classes = kind, config, CLASSES[kind]
         self.metric, self.headline = METRIC[kind], HEADLINE[kind]
+        self.merge = ClassMerge(self.classes, config.collapse)
         self.backbone = Backbone(
             config.backbone, pretrained=pretrained, norm=config.norm, frozen_stages=config.frozen_stages
         )
@@ -80,7 +84,7 @@ class DenseExpert(ImageExpert):
             fused = F.interpolate(fused, size=finer.shape[-2:], mode="bilinear", align_corners=False) + finer
         tokens, positions = grid_tokens(maps[-1])
         return {
-            "logits": self.head(fused),
+            "logits": self.merge.sum(self.head(fused), 1),
             "tokens": tokens,
             "token_positions": positions.expand(len(images), -1, -1),
         }

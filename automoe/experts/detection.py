@@ -8,7 +8,7 @@ one-to-many supervision of the heatmap head (`heatmap.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from automoe import taxonomy
 from automoe.config import from_dict
 from automoe.experts.backbone import Backbone
+from automoe.experts.class_merge import ClassMerge
 from automoe.experts.expert import CountReducer, ImageExpert
 from automoe.experts.heatmap import HeatmapHead, heatmap_loss, map_of_box, rows_at, select_seeds
 from automoe.experts.pyramid import FeaturePyramid
@@ -58,6 +59,8 @@ class DetectionConfig:
     denoising_groups: int = 2
     max_detections: int = 100
     classes: tuple[str, ...] = taxonomy.BDD_DETECTION
+    collapse: dict[str, str] = field(default_factory=dict)
+    """Classes that the labels don't tell apart, and what stands for each (`ClassMerge`)."""
 
 
 class DetectionExpert(ImageExpert):
@@ -78,6 +81,7 @@ class DetectionExpert(ImageExpert):
     def __init__(self, config: DetectionConfig, *, pretrained: bool = False) -> None:
         super().__init__()
         self.config, self.classes = config, config.classes
+        self.merge = ClassMerge(config.classes, config.collapse)
         self.backbone = Backbone(
             config.backbone, pretrained=pretrained, norm=config.norm, frozen_stages=config.frozen_stages
         )
@@ -106,7 +110,8 @@ class DetectionExpert(ImageExpert):
 
     def heat(self, maps: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """The heatmap head on each of the `features`: class logits [B, C, h, w] and boxes [B, h, w, 4]."""
-        return [self.heatmap(m) for m in maps]
+        # The decoder adds to what its seeds say: merged here, classes are merged for good.
+        return [(self.merge.best(logits, 1), boxes) for logits, boxes in map(self.heatmap, maps)]
 
     def detect(
         self, maps: list[Tensor], size: tuple[int, int], denoising_boxes: Tensor | None = None

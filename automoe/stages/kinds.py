@@ -9,12 +9,14 @@ from typing import Any
 
 from automoe.data import dataset as images
 from automoe.data import nuscenes_dataset as samples
+from automoe.data.carla_prepared import IMAGE_TASKS, CarlaImages
+from automoe.data.carla_prepared import TASK as FRAMES
 from automoe.data.nuscenes_prepared import TASK as DETECTION3D
 from automoe.engine.distributed import Distributed
 from automoe.errors import ConfigError
 from automoe.experts.inference import TrainedExpert
 from automoe.metrics.score import format_nuscenes_table, format_table
-from automoe.stages import bdd100k, nuscenes
+from automoe.stages import bdd100k, carla, nuscenes
 from automoe.stages.predictions import BoxWriter, MaskWriter, PredictionWriter, SubmissionWriter
 
 Metrics = Mapping[str, float | None]
@@ -40,9 +42,10 @@ class Kind:
 
 def kind_of(expert: TrainedExpert) -> Kind:
     """The kind of a loaded expert. Raises ConfigError for one that has no evaluation set of its own."""
-    if expert.model.kind not in KINDS:
+    kinds = CARLA_KINDS if expert.payload.get("dataset") == "carla" else KINDS
+    if expert.model.kind not in kinds:
         raise ConfigError(f"{expert.path} is a {expert.model.kind} expert; there is no data set to score it on.")
-    return KINDS[expert.model.kind]
+    return kinds[expert.model.kind]
 
 
 def _open_images(expert: TrainedExpert, path: Path, limit: int | None) -> images.PreparedDataset:
@@ -60,6 +63,20 @@ def _image_kind(task: Any) -> Kind:
     )
 
 
+def _open_carla(expert: TrainedExpert, path: Path, limit: int | None) -> CarlaImages:
+    return CarlaImages(path, expert.model.kind, expert.transform, limit=limit)
+
+
+def _carla_kind(kind: str) -> Kind:
+    task: Any = "detection" if kind == "nuscenes_2d" else kind
+    writer = BoxWriter if task == "detection" else MaskWriter
+
+    def table(metrics: Metrics) -> str:
+        return format_table(metrics, task)
+
+    return Kind(FRAMES, carla.DEFAULT_ROOT, _open_carla, images.collate, table, writer, unit="frames")
+
+
 KINDS: dict[str, Kind] = {
     **{task: _image_kind(task) for task in ("detection", "drivable", "segmentation")},
     "nuscenes": Kind(
@@ -75,3 +92,6 @@ KINDS: dict[str, Kind] = {
     ),
 }
 """By registered name of the expert."""
+
+CARLA_KINDS: dict[str, Kind] = {kind: _carla_kind(kind) for kind in IMAGE_TASKS}
+"""The same for experts that were fine-tuned on CARLA."""

@@ -79,6 +79,19 @@ class ExpertStage(ABC, Generic[C]):
     def open(self, root: Path, config: C, flags: TrainFlags, seed: int, dist: Distributed) -> StageData:
         """The data, prepared if need be."""
 
+    def build(self, config: C, flags: TrainFlags, resuming: bool, dist: Distributed) -> Expert:
+        """The model that training begins with."""
+        # A resumed run loads its weights from last.pth: fetching the pretrained ones again would be for nothing.
+        return build_expert(self.kind, config.model, pretrained=flags.pretrained and not resuming)
+
+    def param_groups(self, model: Expert, config: C, engine: EngineConfig) -> list[dict[str, Any]]:
+        """The optimizer's groups."""
+        return layer_groups(model, engine, config.backbone_lr_factor)
+
+    def begin(self, model: Expert, evaluate: Evaluation, run_dir: Path, dist: Distributed) -> dict[str, Any]:
+        """Called before a run starts anew or goes on; returns what the checkpoint says about it beside the rest."""
+        return {}
+
     def postprocess(self) -> dict[str, Any]:
         """How the model's outputs become predictions, for a checkpoint's reader."""
         return {}
@@ -185,8 +198,7 @@ def train_expert(stage: ExpertStage[Any], data_root: Path | None, flags: TrainFl
         config = replace(config, model={**config.model, **data.model})
         torch.manual_seed(seed)
         resuming = flags.resume != "never" and (flags.resume != "auto" or (run_dir / "last.pth").is_file())
-        # A resumed run loads its weights from last.pth: fetching the pretrained ones again would be for nothing.
-        model: Expert = build_expert(stage.kind, config.model, pretrained=flags.pretrained and not resuming)
+        model = stage.build(config, flags, resuming, dist)
         engine = from_dict(
             EngineConfig, {**config.engine, "metric": model.metric, "resume_command": command_line()}, "engine"
         )
@@ -200,9 +212,9 @@ def train_expert(stage: ExpertStage[Any], data_root: Path | None, flags: TrainFl
             config=engine,
             run_dir=run_dir,
             log_dir=output_root / "models" / "runs" / stage.component / run_name,
-            meta=checkpoint_meta(stage, model, config, data),
+            meta=checkpoint_meta(stage, model, config, data) | stage.begin(model, evaluate, run_dir, dist),
             dist=dist,
-            param_groups=layer_groups(model, engine, config.backbone_lr_factor),
+            param_groups=stage.param_groups(model, config, engine),
             sample_weights=data.sample_weights,
             on_best=lambda: stage.keep_best(evaluate.metrics, run_dir),
         )

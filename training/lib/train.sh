@@ -20,6 +20,9 @@ only_help() {
   esac
 }
 
+is_on() { case "${1,,}" in 1|true|yes|on) return 0 ;; ""|0|false|no|off) return 1 ;;
+          *) echo "error: a SKIP_ flag is '$1'; set it to 1 or 0." >&2; exit 2 ;; esac; }
+
 check_tunables() {
   case " $EXTRA_ARGS" in *" --resume"*)
     echo "error: EXTRA_ARGS has --resume; set RESUME=auto or RESUME=never instead." >&2; exit 2 ;; esac

@@ -1,0 +1,312 @@
+"""The CARLA stage: experts trained on other data are fine-tuned on CARLA recordings, from their checkpoints.
+
+The model is the source's own, with all its weights; what the recordings' labels don't tell apart is merged
+(`ClassMerge`). The backbone is held still first, then learns more slowly the nearer a layer is to the picture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cyclopts
+import torch
+
+from automoe.config import profile_path, project_root, read_json
+from automoe.data.carla_prepared import TASK, CarlaImages
+from automoe.data.dataset import collate
+from automoe.data.transforms import EvalTransform
+from automoe.engine import checkpoint
+from automoe.engine.config import EngineConfig
+from automoe.engine.distributed import Distributed
+from automoe.engine.loop import FitResult
+from automoe.errors import CheckpointError, ConfigError
+from automoe.experts.expert import Expert
+from automoe.experts.inference import TrainedExpert, load_expert, load_image_branch
+from automoe.experts.registry import build_expert
+from automoe.files import write_text
+from automoe.stages import bdd100k, nuscenes
+from automoe.stages.image_stage import ImageStageConfig, check_size
+from automoe.stages.train_expert import (
+    Evaluation,
+    ExpertStage,
+    StageData,
+    TrainFlags,
+    layer_groups,
+    load_stage_config,
+    prepare_splits,
+    train_expert,
+)
+
+DEFAULT_ROOT = "datasets/carla/preprocessed"
+Task = Literal["detection", "drivable", "segmentation"]
+
+SOURCE_METRICS = "source.json"
+"""In a run's folder: where its weights are from, and the metrics of the source before anything was learnt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarlaStageConfig(ImageStageConfig):
+    """A fine-tuning's config.json. model: what differs from the source's model config (its losses, say); the rest of it
+    comes from the source."""
+
+    size: tuple[int, int] = (0, 0)
+    """Height and width of the input; the source's own if not given."""
+    layer_decay: float = 1.0
+    """Each earlier stage of the backbone learns at this share of the next one's rate."""
+    hold_backbone_steps: int = 0
+    """Steps in which the backbone does not learn at all."""
+
+    def __post_init__(self) -> None:
+        if self.size != (0, 0):
+            super().__post_init__()
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay is {self.layer_decay}; give a number above 0 and up to 1.")
+        if self.hold_backbone_steps < 0:
+            raise ConfigError(f"hold_backbone_steps is {self.hold_backbone_steps}; give 0 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarlaFlags(TrainFlags):
+    """What both CARLA trainers are told beside the usual."""
+
+    data_root: Path | None = None
+    """CARLA runs, or what `automoe prepare carla` made of them; datasets/carla/preprocessed if not given."""
+    source: str | None = None
+    """The source expert: a best.pth, or a run's name; the newest run's if not given."""
+    from_scratch: bool = False
+    """Start from the same backbone's ImageNet weights, without a source expert."""
+    layer_decay: float | None = None
+    """Each earlier stage of the backbone learns at this share of the next one's rate."""
+    hold_backbone_steps: int | None = None
+    """Steps in which the backbone does not learn."""
+    cost_class: float | None = None
+    """Weight of the class in matching."""
+    cost_bbox: float | None = None
+    """Weight of the boxes' L1 distance in matching."""
+    cost_giou: float | None = None
+    """Weight of the boxes' overlap in matching."""
+    bbox_loss_weight: float | None = None
+    """Weight of the boxes' L1 distance in the loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarlaBddFlags(CarlaFlags):
+    """Fine-tune one BDD100K expert on CARLA."""
+
+    task: Task = "detection"
+    """Which expert."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarlaNuscenesFlags(CarlaFlags):
+    """Fine-tune the image branch of the nuScenes expert on CARLA."""
+
+    num_queries: int | None = None
+    """Boxes that the decoder may say in a picture."""
+
+
+BOX_FLAGS = {
+    "num_queries": "num_queries",
+    "cost_class": "cost_class",
+    "cost_bbox": "cost_bbox",
+    "cost_giou": "cost_giou",
+    "bbox_loss_weight": "bbox_weight",
+}
+"""Flags that set a field of a detection model's config."""
+
+
+@dataclass
+class CarlaStage(ExpertStage[CarlaStageConfig]):
+    """Fine-tuning of an image expert. branch: the part of the source's model config that is this expert's own."""
+
+    kind: str
+    component: str
+    source_component: str
+    branch: str | None = None
+    default_root: str = DEFAULT_ROOT
+    config_type: type[CarlaStageConfig] = CarlaStageConfig
+    source: TrainedExpert | None = None
+    flags: CarlaFlags = field(default_factory=CarlaFlags)
+
+    def configure(self, flags: TrainFlags) -> CarlaStageConfig:
+        """The config with the flags on top and the source's model beneath. Finds the source."""
+        assert isinstance(flags, CarlaFlags)
+        self.flags = flags
+        config = load_stage_config(self.config_type, self.component, flags)
+        given = {key: getattr(flags, key) for key in ("layer_decay", "hold_backbone_steps")}
+        config = replace(config, **{key: value for key, value in given.items() if value is not None})
+        own = {key: getattr(flags, name, None) for name, key in BOX_FLAGS.items()}
+        own = {key: value for key, value in own.items() if value is not None}
+        if own and self.kind not in ("detection", "nuscenes_2d"):
+            raise ConfigError(f"{', '.join(own)} belong to boxes; the {self.kind} expert has none.")
+        output_root = flags.output_root or project_root()
+        if flags.from_scratch:
+            model, size = self._untrained(flags.profile)
+        else:
+            path = find_source(output_root, self.source_component, flags.source)
+            self.source = load_image_branch(path) if self.branch else load_expert(path)
+            if self.source.model.kind != self.kind:
+                raise CheckpointError(f"{path} is a {self.source.model.kind} expert; a {self.kind} one is wanted.")
+            model, size = self.source.payload["model_config"], self.source.size
+        changed = {**config.model, **own}
+        if self.branch:
+            model = {**model, self.branch: {**model.get(self.branch, {}), **changed}}
+        else:
+            model = {**model, **changed}
+        if config.size == (0, 0):
+            check_size("size", size)
+            config = replace(config, size=size)
+        return replace(config, model=model)
+
+    def _untrained(self, profile: str) -> tuple[dict[str, Any], tuple[int, int]]:
+        """The model config and input size that the source expert of a profile would have."""
+        plain = read_json(profile_path(self.source_component, profile))
+        height, width = plain["size"]
+        return plain.get("model", {}), (height, width)
+
+    def open(self, root: Path, config: CarlaStageConfig, flags: TrainFlags, seed: int, dist: Distributed) -> StageData:
+        train_info, val_info = prepare_splits(root, TASK, flags.prepared_dir, dist)
+        train = CarlaImages(train_info.path, self.kind, config.train_transform(), seed=seed, limit=flags.limit)
+        val = CarlaImages(val_info.path, self.kind, EvalTransform(config.size), limit=flags.limit)
+        if train.collapse != val.collapse:
+            raise ConfigError(
+                f"the labels of {train_info.path} and {val_info.path} don't tell the same classes apart; prepare both "
+                "from one tree."
+            )
+        for info in (train_info, val_info):
+            for note in info.notes:
+                dist.say(f"{info.split}: {note}")
+        height, width = config.size
+        meta = {
+            "dataset": "carla",
+            "preprocess": {"size": list(config.size), "resize": "letterbox"},
+            "rig": {key: train_info.rig[key] for key in ("note", "cameras")},
+            "dataset_fingerprint": {"train": train_info.fingerprint, "val": val_info.fingerprint},
+            "data_root": str(train_info.path),
+        }
+        model: dict[str, Any] = {"collapse": dict(train.collapse)}
+        if self.branch:
+            model = {self.branch: {**config.model.get(self.branch, {}), **model}}
+        words = f"{len(train)} CARLA frames ({len(val)} for validation) at {width}x{height}"
+        return StageData(train, val, collate, meta, words, model=model)
+
+    def build(self, config: CarlaStageConfig, flags: TrainFlags, resuming: bool, dist: Distributed) -> Expert:
+        pretrained = self.source is None and flags.pretrained and not resuming
+        model = build_expert(self.kind, config.model, pretrained=pretrained)
+        if self.source is None:
+            dist.say(
+                f"From scratch: the backbone's {'ImageNet' if flags.pretrained else 'random'} weights, no expert's."
+            )
+            return model
+        report = checkpoint.load_weights(model, self.source.model.state_dict(), source=str(self.source.path))
+        preprocess = self.source.payload["preprocess"]
+        model.set_normalisation(tuple(preprocess["mean"]), tuple(preprocess["std"]))
+        for line in self._class_map(model, report):
+            dist.say(line)
+        return model
+
+    def _class_map(self, model: Expert, report: checkpoint.KeyReport) -> list[str]:
+        assert self.source is not None
+        collapse: Mapping[str, str] = getattr(model.config, "collapse", {})  # type: ignore[union-attr]
+        mapped = [f"{name} -> {collapse[name]}" if name in collapse else name for name in model.classes]
+        return [
+            f"From {self.source.path} ({len(report.loaded)} tensors).",
+            f"Classes, source -> here: {', '.join(mapped)}",
+            f"Newly initialised: {', '.join(report.missing) or 'nothing'}.",
+        ]
+
+    def param_groups(self, model: Expert, config: CarlaStageConfig, engine: EngineConfig) -> list[dict[str, Any]]:
+        """The head's groups, and the backbone's, stage by stage."""
+        if config.layer_decay == 1.0 and config.hold_backbone_steps == 0:
+            return layer_groups(model, engine, config.backbone_lr_factor)
+        depths = {f"backbone.{name}": depth for name, depth in model.backbone.depths().items()}  # type: ignore[union-attr]
+        groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault((depths.get(name, -1), parameter.ndim > 1), []).append(parameter)
+
+        def share(depth: int) -> float:
+            return config.backbone_lr_factor * config.layer_decay**depth if depth >= 0 else 1.0
+
+        return [
+            {
+                "params": parameters,
+                "lr": engine.learning_rate * share(depth),
+                "weight_decay": engine.weight_decay if decays else 0.0,
+                "hold_steps": config.hold_backbone_steps if depth >= 0 else 0,
+            }
+            for (depth, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        ]
+
+    def begin(self, model: Expert, evaluate: Evaluation, run_dir: Path, dist: Distributed) -> dict[str, Any]:
+        """Scores the source as it is, once a run, so that there is something to compare with."""
+        if self.source is None:
+            return {"source": None}
+        path = run_dir / SOURCE_METRICS
+        said = dist.from_main(lambda: json.loads(path.read_text()) if path.is_file() else None)
+        told = {"source": str(self.source.path), "commit": self.source.payload.get("commit")}
+        if said is None or said.get("source") != told["source"]:
+            device = next(model.parameters()).device
+            metrics = evaluate(model.to(dist.device), dist)
+            model.to(device)
+            said = told | {"metrics": metrics}
+            if dist.is_main:
+                write_text(path, json.dumps(said, indent=1) + "\n")
+        shown = [
+            f"{key} {said['metrics'][key]:.{model.decimals}f}" for key in model.headline if said["metrics"].get(key)
+        ]
+        dist.say(f"The source as it is, on these frames: {', '.join(shown)}")
+        return {"source": told | {"metrics": said["metrics"]}}
+
+    def postprocess(self) -> dict[str, Any]:
+        dense = self.kind in ("drivable", "segmentation")
+        return {"mask": "argmax at raw size"} if dense else {"scores": "sigmoid"}
+
+
+def find_source(output_root: Path, component: str, wanted: str | None) -> Path:
+    """A source expert's best.pth: a path, the run of that name, or the newest run's. Raises CheckpointError."""
+    folder = output_root / "models" / "checkpoints" / component
+    if wanted is not None:
+        path = Path(wanted) if wanted.endswith(".pth") else folder / wanted / "best.pth"
+        if not path.is_file():
+            raise CheckpointError(f"there is no source checkpoint {path}.")
+        return path
+    found = sorted(folder.glob("*/best.pth"), key=lambda path: (path.stat().st_mtime_ns, path))
+    if not found:
+        raise CheckpointError(
+            f"there is no source expert under {folder}; train it first, name its best.pth with --source, or start "
+            "without one with --from_scratch."
+        )
+    return found[-1]
+
+
+def component_of(task: str) -> str:
+    """The folder name of a task's configs, checkpoints and runs."""
+    return "carla_nuscenes_2d_ddp" if task == "nuscenes_2d" else f"carla_{task}_expert_ddp"
+
+
+def stage_of(task: str) -> CarlaStage:
+    """The stage that fine-tunes a task's expert; nuscenes_2d is the image branch of the nuScenes expert."""
+    if task == "nuscenes_2d":
+        return CarlaStage(task, component_of(task), nuscenes.COMPONENT, branch="image")
+    return CarlaStage(task, component_of(task), bdd100k.component_of(task))
+
+
+def train_carla_bdd(flags: Annotated[CarlaBddFlags, cyclopts.Parameter(name="*")] = CarlaBddFlags()) -> FitResult:
+    """Fine-tune a BDD100K expert (detection, drivable area or semantic segmentation) on CARLA recordings, on one device
+    or, under torchrun, on many. Leaves models/checkpoints/carla_<task>_expert_ddp/<run_name>/best.pth.
+    """
+    return train_expert(stage_of(flags.task), flags.data_root, flags)
+
+
+def train_carla_nuscenes_2d(
+    flags: Annotated[CarlaNuscenesFlags, cyclopts.Parameter(name="*")] = CarlaNuscenesFlags(),
+) -> FitResult:
+    """Fine-tune the image branch of the nuScenes expert on CARLA recordings. Leaves
+    models/checkpoints/carla_nuscenes_2d_ddp/<run_name>/best.pth.
+    """
+    return train_expert(stage_of("nuscenes_2d"), flags.data_root, flags)
