@@ -244,6 +244,21 @@ def doctor_nuscenes_command(
     print(doctor_nuscenes(data_root, out, version=version, split=split, samples=samples, sweeps=sweeps).text())
 
 
+@doctor.command(name="carla")
+def doctor_carla_command(
+    *,
+    data_root: Annotated[
+        Path, Parameter(help="CARLA runs; datasets/carla/raw in the checkout if not given", show_default=False)
+    ] = CARLA_RAW,
+    out: Path = Path("reports/doctor_carla"),
+    samples: int = 4,
+) -> None:
+    """Say what CARLA recordings hold and what is wrong with them; draw boxes, tags, drivable area and points."""
+    from automoe.report.doctor_carla import doctor_carla
+
+    print(doctor_carla(data_root, out, samples=samples).text())
+
+
 @app.command
 def evaluate(
     *,
