@@ -260,6 +260,39 @@ def doctor_carla_command(
 
 
 @app.command
+def collect(
+    *,
+    out: Annotated[
+        Path, Parameter(help="where runs go; datasets/carla/raw in the checkout if not given", show_default=False)
+    ] = CARLA_RAW,
+    host: str = "localhost",
+    port: int = 2000,
+    town: Annotated[
+        list[str] | None, Parameter(consume_multiple=True, help="maps, in turn; the loaded one if not given")
+    ] = None,
+    runs: int = 1,
+    seconds: Annotated[float, Parameter(help="of each run")] = 60.0,
+    vehicles: int = 40,
+    walkers: int = 20,
+    seed: int = 0,
+    first: Annotated[int, Parameter(help="number of the first run")] = 0,
+    size: Annotated[tuple[int, int], Parameter(help="width and height")] = (800, 600),
+    save_every: Annotated[int, Parameter(help="ticks of 0.05 s from frame to frame")] = 5,
+) -> None:
+    """Record runs of CARLA's autopilot on a running server, through the official client (pip install automoe[carla]).
+
+    Runs that are there already are kept. Whatever happens, what was spawned is destroyed.
+    """
+    from automoe.carla.collect import CollectPlan, connect, towns_of
+    from automoe.carla.collect import collect as record
+
+    plan = CollectPlan(out, runs, seconds, tuple(town or ()), vehicles, walkers, seed, first, size, save_every)
+    client, carla = connect(host, port)
+    towns_of(client, plan.towns)
+    record(plan, client, carla)
+
+
+@app.command
 def evaluate(
     *,
     checkpoint: Path,

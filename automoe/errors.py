@@ -34,3 +34,7 @@ class WriteError(AutoMoEError):
 
 class WorldError(AutoMoEError):
     """The embedded world cannot be built or rendered. The message names the town and the reason."""
+
+
+class CollectError(AutoMoEError):
+    """A CARLA server can't be reached or can't do what is asked for. The message says what and what to do."""

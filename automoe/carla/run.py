@@ -57,6 +57,7 @@ LIDAR_HEIGHT, LIDAR_RANGE, LIDAR_CHANNELS, LIDAR_RATE = 2.5, 80.0, 32, 200_000
 LIDAR_ELEVATION = (-30.0, 10.0)
 """Degrees, of the lowest and the highest ring: CARLA's own."""
 
+
 TICK = 0.05
 SAVE_EVERY = 5
 """Ticks from frame to frame: four frames a second."""
@@ -65,6 +66,31 @@ SAVE_EVERY = 5
 def run_name(index: int) -> str:
     """A run's folder."""
     return f"run_{index:03d}"
+
+
+def rig(width: int, height: int) -> dict[str, Any]:
+    """The sensors as a config has them, in CARLA's axes round the car's origin."""
+    cameras = {
+        name: {
+            "type": "sensor.camera.rgb",
+            "location": {"x": mount.x, "y": mount.y, "z": mount.z},
+            "rotation": {"pitch": 0.0, "yaw": mount.yaw, "roll": 0.0},
+            "width": width,
+            "height": height,
+            "fov": FIELD_OF_VIEW,
+        }
+        for name, mount in MOUNTS.items()
+    }
+    lidar = {
+        "type": "sensor.lidar.ray_cast",
+        "location": {"x": 0.0, "y": 0.0, "z": LIDAR_HEIGHT},
+        "rotation": {"pitch": 0.0, "yaw": 0.0, "roll": 0.0},
+        "channels": LIDAR_CHANNELS,
+        "range": LIDAR_RANGE,
+        "lower_fov": LIDAR_ELEVATION[0],
+        "upper_fov": LIDAR_ELEVATION[1],
+    }
+    return {**cameras, "lidar": lidar}
 
 
 @dataclass(frozen=True)

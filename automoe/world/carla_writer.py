@@ -320,7 +320,7 @@ class _Recorder:
             "carla_version": VERSION,
             "simulator": f"automoe {__version__}",
             "tick_seconds": run.TICK,
-            "sensors": sensors(*self.plan.size),
+            "sensors": run.rig(*self.plan.size),
             "route": {
                 "points": flip(self.route.line).round(3).tolist(),
                 "commands": [1 + CARLA_COMMANDS.index(turn) for turn in self.route.turns],
@@ -356,31 +356,6 @@ def carla_weather(conditions: Conditions) -> dict[str, Any]:
         "weather": conditions.weather,
         "timeofday": conditions.time_of_day,
     }
-
-
-def sensors(width: int, height: int) -> dict[str, Any]:
-    """The rig as it stands in a run's config, in CARLA's axes round the car's origin."""
-    cameras = {
-        name: {
-            "type": "sensor.camera.rgb",
-            "location": {"x": mount.x, "y": mount.y, "z": mount.z},
-            "rotation": {"pitch": 0.0, "yaw": mount.yaw, "roll": 0.0},
-            "width": width,
-            "height": height,
-            "fov": run.FIELD_OF_VIEW,
-        }
-        for name, mount in run.MOUNTS.items()
-    }
-    lidar = {
-        "type": "sensor.lidar.ray_cast",
-        "location": {"x": 0.0, "y": 0.0, "z": run.LIDAR_HEIGHT},
-        "rotation": {"pitch": 0.0, "yaw": 0.0, "roll": 0.0},
-        "channels": run.LIDAR_CHANNELS,
-        "range": run.LIDAR_RANGE,
-        "lower_fov": run.LIDAR_ELEVATION[0],
-        "upper_fov": run.LIDAR_ELEVATION[1],
-    }
-    return {**cameras, "lidar": lidar}
 
 
 def lidar_points(sweep: Any, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,349 @@
+"""Recording runs on a CARLA server: `automoe collect`.
+
+The server is driven through the official client, given as an argument (`carla`, its module, and a connected client), so
+that everything here can be tested without a server. Whatever happens, actors are destroyed and settings restored.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automoe.carla import frame, observe, run
+from automoe.carla.run import Frame, RunWriter, run_name
+from automoe.errors import CollectError
+
+SEEN_METRES = 80.0
+"""How far from the ego road users are written down."""
+
+WARM_UP = 20
+"""Ticks before the first frame: cars drop onto the road, cameras find their exposure."""
+
+SENSOR_SECONDS = 10.0
+"""Until a sensor that says nothing of a tick stops the recording."""
+
+EGO_BLUEPRINTS = ("vehicle.tesla.model3", "vehicle.lincoln.mkz", "vehicle.lincoln.mkz_2020", "vehicle.audi.tt")
+"""What the ego is, the first that a server has."""
+
+
+@dataclass(frozen=True)
+class CollectPlan:
+    """What to record. towns: maps, one after the other; the one that is loaded if none is given. first: the number of
+    the first run. size: width and height. save_every: ticks of 0.05 s from frame to frame."""
+
+    out: Path
+    runs: int = 1
+    seconds: float = 60.0
+    towns: tuple[str, ...] = ()
+    vehicles: int = 40
+    walkers: int = 20
+    seed: int = 0
+    first: int = 0
+    size: tuple[int, int] = (800, 600)
+    save_every: int = run.SAVE_EVERY
+
+    def __post_init__(self) -> None:
+        if self.runs < 1 or self.seconds <= 0 or self.save_every < 1 or min(self.size) < 16:
+            raise CollectError("runs, seconds, save_every and the pictures' size must be positive")
+        if self.vehicles < 0 or self.walkers < 0 or self.first < 0:
+            raise CollectError("vehicles, walkers and first must not be negative")
+
+    def town(self, index: int) -> str | None:
+        """The map of a run, the towns in turn; None for the one that is loaded."""
+        return self.towns[index % len(self.towns)] if self.towns else None
+
+
+def collect(plan: CollectPlan, client: Any, carla: Any, say: Callable[[str], None] = print) -> list[Path]:
+    """Record all runs; returns their folders. A run that is there already, complete, is kept and not recorded again.
+
+    client: a connected carla.Client; carla: its module. Raises CollectError where the server can't do what is wanted.
+    """
+    made = []
+    for index in range(plan.runs):
+        folder = plan.out / run_name(plan.first + index)
+        if (folder / "config.json").is_file():
+            say(f"{folder} is there already")
+            made.append(folder)
+            continue
+        town = plan.town(index)
+        rng = np.random.default_rng([plan.seed, plan.first + index])
+        world = client.get_world() if town is None else client.load_world(town)
+        with synchronous(world, client) as manager:
+            _Recording(plan, folder, client, world, manager, carla, rng, say).record()
+        made.append(folder)
+    return made
+
+
+@contextmanager
+def synchronous(world: Any, client: Any) -> Iterator[Any]:
+    """The world in synchronous mode, twenty ticks a second, with its traffic manager; as it was again afterwards."""
+    before = world.get_settings()
+    settings = world.get_settings()
+    settings.synchronous_mode = True
+    settings.fixed_delta_seconds = run.TICK
+    manager = client.get_trafficmanager()
+    try:
+        world.apply_settings(settings)
+        manager.set_synchronous_mode(True)
+        yield manager
+    finally:
+        manager.set_synchronous_mode(False)
+        before.synchronous_mode = False  # a server that waits for a client that has gone hangs
+        world.apply_settings(before)
+
+
+class Sensor:
+    """A sensor and what it said, by tick."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self.actor, self.name = actor, name
+        self._said: queue.Queue[Any] = queue.Queue()
+        actor.listen(self._said.put)
+
+    def at(self, tick: int) -> Any:
+        """What it said of a tick; what it said of earlier ones is forgotten. Raises CollectError if it says nothing."""
+        while True:
+            try:
+                data = self._said.get(timeout=SENSOR_SECONDS)
+            except queue.Empty as error:
+                raise CollectError(
+                    f"the sensor {self.name} said nothing of tick {tick} for {SENSOR_SECONDS:.0f} s; is the server "
+                    "busy, or gone?"
+                ) from error
+            if data.frame == tick:
+                return data
+            if data.frame > tick:
+                raise CollectError(f"the sensor {self.name} skipped tick {tick}; is another client ticking the server?")
+
+
+class _Recording:
+    """One run on a world in synchronous mode."""
+
+    def __init__(
+        self, plan: CollectPlan, folder: Path, client: Any, world: Any, manager: Any, carla: Any,
+        rng: np.random.Generator, say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.plan, self.client, self.world, self.manager, self.carla = plan, client, world, manager, carla
+        self.rng, self.say, self.folder = rng, say, folder
+        self.library = world.get_blueprint_library()
+        self.sensors: dict[str, Sensor] = {}
+        self.collisions: list[dict[str, Any]] = []
+
+    def record(self) -> None:
+        with ExitStack() as actors:
+            self._populate(actors)
+            self._mount(actors)
+            for _ in range(WARM_UP):
+                self.world.tick()
+            writer, ticks = RunWriter(self.folder), round(self.plan.seconds / run.TICK)
+            for number in range(ticks):
+                tick = self.world.tick()
+                if number % self.plan.save_every == 0:
+                    writer.frame(self._frame(number, tick))
+            writer.collisions.extend(self.collisions)
+            writer.finish(self._config(ticks))
+            self.say(f"{self.folder}: {len(writer.log)} frames of {self.map_name}, {len(self.collisions)} collisions")
+
+    @property
+    def map_name(self) -> str:
+        return str(self.world.get_map().name).rsplit("/", 1)[-1]
+
+    # --- who is there ---
+
+    def _populate(self, actors: ExitStack) -> None:
+        carla, rng = self.carla, self.rng
+        presets = sorted(
+            name for name in dir(carla.WeatherParameters)
+            if name[0].isupper() and isinstance(getattr(carla.WeatherParameters, name), carla.WeatherParameters)
+        )  # fmt: skip
+        if not presets:
+            raise CollectError("the client knows no weather presets")
+        self.preset = str(rng.choice(presets))
+        self.weather = getattr(carla.WeatherParameters, self.preset)
+        self.world.set_weather(self.weather)
+        spots = list(self.world.get_map().get_spawn_points())
+        if not spots:
+            raise CollectError(f"the map {self.map_name} has no spawn points")
+        order = rng.permutation(len(spots)).tolist()
+        self.spot = spots[order[0]]
+        self.ego = self._spawn(actors, self._ego_blueprint(), self.spot, "the ego")
+        self.ego.set_autopilot(True, self.manager.get_port())
+        kinds = list(self.library.filter("vehicle.*"))
+        self.vehicles = []
+        for index in order[1 : 1 + self.plan.vehicles]:
+            other = self.world.try_spawn_actor(kinds[int(rng.integers(len(kinds)))], spots[index])
+            if other is not None:
+                actors.callback(other.destroy)
+                other.set_autopilot(True, self.manager.get_port())
+                self.vehicles.append(other)
+        self._people(actors)
+
+    def _ego_blueprint(self) -> Any:
+        known = {blueprint.id: blueprint for blueprint in self.library.filter("vehicle.*")}
+        found = next((known[name] for name in EGO_BLUEPRINTS if name in known), None)
+        if found is None:
+            raise CollectError(f"the server has none of {', '.join(EGO_BLUEPRINTS)}")
+        found.set_attribute("role_name", "hero")
+        return found
+
+    def _people(self, actors: ExitStack) -> None:
+        """Walkers who go somewhere, each with the controller that makes him."""
+        kinds = list(self.library.filter("walker.pedestrian.*"))
+        self.walkers = []
+        for _ in range(self.plan.walkers if kinds else 0):
+            place = self.world.get_random_location_from_navigation()
+            if place is None:
+                continue
+            kind = kinds[int(self.rng.integers(len(kinds)))]
+            walker = self.world.try_spawn_actor(kind, self.carla.Transform(place))
+            if walker is None:
+                continue
+            actors.callback(walker.destroy)
+            mind = self.library.find("controller.ai.walker")
+            controller = self._spawn(actors, mind, self.carla.Transform(), "a walker's controller", walker)
+            self.world.tick()
+            controller.start()
+            actors.callback(controller.stop)
+            aim = self.world.get_random_location_from_navigation()
+            if aim is not None:
+                controller.go_to_location(aim)
+            self.walkers.append(walker)
+
+    def _spawn(self, actors: ExitStack, blueprint: Any, transform: Any, name: str, parent: Any = None) -> Any:
+        try:
+            actor = self.world.spawn_actor(blueprint, transform, attach_to=parent)
+        except RuntimeError as error:
+            raise CollectError(
+                f"{name} could not be spawned ({error}); is the map full of somebody else's actors?"
+            ) from error
+        actors.callback(actor.destroy)
+        return actor
+
+    # --- what looks ---
+
+    def _mount(self, actors: ExitStack) -> None:
+        carla, (width, height) = self.carla, self.plan.size
+        camera = {"image_size_x": str(width), "image_size_y": str(height), "fov": f"{run.FIELD_OF_VIEW:g}"}
+        for name, mount in run.MOUNTS.items():
+            place = carla.Transform(carla.Location(mount.x, mount.y, mount.z), carla.Rotation(yaw=mount.yaw))
+            self._sensor(actors, name, "sensor.camera.rgb", place, camera)
+            if name == run.LABELLED:
+                self._sensor(actors, "tags", "sensor.camera.semantic_segmentation", place, camera)
+        low, high = run.LIDAR_ELEVATION
+        lidar = {
+            "range": f"{run.LIDAR_RANGE:g}",
+            "channels": str(run.LIDAR_CHANNELS),
+            "rotation_frequency": f"{1 / run.TICK:g}",
+            "points_per_second": str(run.LIDAR_RATE),
+            "lower_fov": f"{low:g}",
+            "upper_fov": f"{high:g}",
+        }
+        above = carla.Transform(carla.Location(z=run.LIDAR_HEIGHT))
+        self._sensor(actors, "lidar", "sensor.lidar.ray_cast", above, lidar)
+        collision = self.library.find("sensor.other.collision")
+        bumper = self._spawn(actors, collision, carla.Transform(), "the collision sensor", self.ego)
+        bumper.listen(self._collided)
+        actors.callback(bumper.stop)
+
+    def _sensor(self, actors: ExitStack, name: str, kind: str, place: Any, attributes: dict[str, str]) -> None:
+        blueprint = self.library.find(kind)
+        for key, value in attributes.items():
+            blueprint.set_attribute(key, value)
+        actor = self._spawn(actors, blueprint, place, f"the sensor {name}", self.ego)
+        self.sensors[name] = Sensor(actor, name)
+        actors.callback(actor.stop)
+
+    def _collided(self, event: Any) -> None:
+        self.collisions.append(
+            {
+                "timestamp": event.timestamp,
+                "frame": event.frame,
+                "actor_type": event.other_actor.type_id,
+                "actor_id": event.other_actor.id,
+                "impulse": frame.location_of(event.normal_impulse),
+            }
+        )
+
+    # --- a frame ---
+
+    def _frame(self, number: int, tick: int) -> Frame:
+        said = {name: sensor.at(tick) for name, sensor in self.sensors.items()}
+        width, height = self.plan.size
+        others = [*self.vehicles, *self.walkers]
+        ego = self.ego
+        light = str(ego.get_traffic_light_state()).rsplit(".", 1)[-1] if ego.is_at_traffic_light() else None
+        log = observe.log_record(
+            number,
+            number * run.TICK,
+            transform=ego.get_transform(),
+            velocity=ego.get_velocity(),
+            acceleration=ego.get_acceleration(),
+            angular_velocity=ego.get_angular_velocity(),
+            control=ego.get_control(),
+            vehicles=[one.get_transform() for one in self.vehicles],
+            walkers=len(self.walkers),
+            speed_limit_kmh=float(ego.get_speed_limit()),
+            light=light,
+        )
+        return Frame(
+            number,
+            log,
+            {name: observe.picture(said[name]) for name in run.MOUNTS},
+            tags=observe.tags(said["tags"]),
+            lidar=observe.points(said["lidar"]),
+            boxes=observe.boxes(others, said[run.LABELLED].transform, (height, width)),
+            boxes3d=observe.boxes3d(others, ego.get_transform().location, SEEN_METRES),
+        )
+
+    def _config(self, ticks: int) -> dict[str, Any]:
+        width, height = self.plan.size
+        return {
+            "run_id": self.folder.name,
+            "map": self.world.get_map().name,
+            "weather": observe.weather_record(self.weather, self.preset),
+            "spawn_point": frame.location_of(self.spot.location),
+            "timestamp_start": 0.0,
+            "duration_seconds": round(ticks * run.TICK, 3),
+            "all_cameras_enabled": True,
+            "save_every_n": self.plan.save_every,
+            "npc_config": {"vehicles_spawned": len(self.vehicles), "walkers_spawned": len(self.walkers)},
+            "carla_version": str(self.client.get_server_version()),
+            "simulator": "CARLA",
+            "tick_seconds": run.TICK,
+            "sensors": run.rig(width, height),
+            "seed": self.plan.seed,
+        }
+
+
+def connect(host: str, port: int, seconds: float = 20.0) -> tuple[Any, Any]:
+    """The official client, connected, and its module. Raises CollectError where there is no client or no server."""
+    try:
+        import carla
+    except ImportError as error:
+        raise CollectError("the CARLA client is not installed; install it with `pip install automoe[carla]`") from error
+    client = carla.Client(host, port)
+    client.set_timeout(seconds)
+    try:
+        server, own = client.get_server_version(), client.get_client_version()
+    except RuntimeError as error:
+        raise CollectError(f"no CARLA server answers at {host}:{port} ({error}); start one, or name another") from error
+    if server != own:
+        print(
+            f"warning: the server is CARLA {server}, the client {own}; install the client of that version if calls fail"
+        )
+    return client, carla
+
+
+def towns_of(client: Any, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Those maps of a server, as it names them. Raises CollectError for one that it doesn't have."""
+    known = {str(name).rsplit("/", 1)[-1]: str(name) for name in client.get_available_maps()}
+    for name in wanted:
+        if name.rsplit("/", 1)[-1] not in known:
+            raise CollectError(f"the server has no map {name}; it has {', '.join(sorted(known))}")
+    return tuple(known[name.rsplit("/", 1)[-1]] for name in wanted)
