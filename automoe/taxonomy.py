@@ -150,6 +150,11 @@ NUSCENES_DETECTION: tuple[str, ...] = (
 )
 """nuScenes' ten detection classes, in the devkit's order; the index in this tuple is the model's label."""
 
+NUSCENES_VEHICLES: tuple[str, ...] = (
+    "car", "truck", "bus", "trailer", "construction_vehicle", "motorcycle", "bicycle",
+)  # fmt: skip
+"""Those of them that drive."""
+
 NUSCENES_COLORS: tuple[tuple[int, int, int], ...] = (
     (255, 158, 0),
     (255, 99, 71),

@@ -147,7 +147,7 @@ class World:
         self.settings = SimpleNamespace(synchronous_mode=False, fixed_delta_seconds=None)
         self.applied: list[tuple[bool, Any]] = []
         self.actors: list[Actor] = []
-        self.tick_count = self._number = 0
+        self.tick_count = self._number = self._tries = 0
         self.weather: Any = None
         names = ("vehicle.tesla.model3", "vehicle.audi.tt", "vehicle.bh.crossbike", "walker.pedestrian.0001",
                  "controller.ai.walker", "sensor.camera.rgb", "sensor.camera.semantic_segmentation",
@@ -186,7 +186,8 @@ class World:
         return actor
 
     def try_spawn_actor(self, blueprint: Blueprint, transform: Any) -> Actor | None:
-        return None if self._number % 5 == 4 else self.spawn_actor(blueprint, transform)
+        self._tries += 1
+        return None if self._tries % 4 == 0 else self.spawn_actor(blueprint, transform)
 
     def tick(self) -> int:
         self.tick_count += 1

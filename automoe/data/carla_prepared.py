@@ -26,7 +26,7 @@ from automoe.data.dataset import ImageDataset, PreparedRow
 from automoe.data.prepared import PreparedInfo, open_rows
 from automoe.data.transforms import Transform
 from automoe.errors import DataError
-from automoe.taxonomy import BDD_DETECTION, NUSCENES_DETECTION
+from automoe.taxonomy import BDD_DETECTION, NUSCENES_DETECTION, NUSCENES_VEHICLES
 
 TASK = "frames"
 """The task under which CARLA runs are prepared."""
@@ -81,7 +81,11 @@ class CarlaImages(ImageDataset):
     @property
     def collapse(self) -> Mapping[str, str]:
         """The classes that the labels don't tell apart, and what stands for them."""
-        return self.info.rig["collapse"].get("detection" if self.task == "nuscenes_2d" else self.task, {})
+        collapse = self.info.rig["collapse"]
+        if self.task != "nuscenes_2d":
+            return collapse[self.task]
+        # Of nuScenes' vehicles, CARLA's labels know no more where they don't tell BDD100K's apart.
+        return {name: "car" for name in NUSCENES_VEHICLES if name != "car"} if collapse["detection"] else {}
 
     def make_row(self, stored: Mapping[str, Any]) -> PreparedRow:
         labels = np.asarray(stored["labels"], np.int64)

@@ -93,7 +93,7 @@ def load_image_branch(path: Path | str, device: torch.device | str = "cpu") -> T
     weights = {key.removeprefix(branch): v for key, v in whole.model.state_dict().items() if key.startswith(branch)}
     if whole.model.kind != "nuscenes" or not weights:
         raise CheckpointError(f"{path} has no image branch; give the best.pth of a nuScenes expert that has cameras.")
-    model = build_expert("nuscenes_2d", whole.payload["model_config"], pretrained=False)
+    model = build_expert("nuscenes_2d", whole.payload["model_config"][IMAGE_BRANCH], pretrained=False)
     checkpoint.load_weights(model, weights)
     preprocess = whole.payload["preprocess"]
     model.set_normalisation(tuple(preprocess["mean"]), tuple(preprocess["std"]))

@@ -10,6 +10,7 @@ image-only variant (`nuscenes_2d`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from automoe.config import from_dict
 from automoe.data.nuscenes import to_global
 from automoe.experts.bev_heatmap import BevHeatmapHead, select_seeds
 from automoe.experts.box3d import Box3dReference, decode_boxes
-from automoe.experts.detection import DetectionExpert, postprocess_detections
+from automoe.experts.detection import DetectionConfig, DetectionExpert, postprocess_detections
 from automoe.experts.expert import CountReducer, Expert
 from automoe.experts.heatmap import rows_at
 from automoe.experts.nuscenes_config import NuscenesConfig
@@ -358,7 +359,8 @@ def build_nuscenes(config: dict[str, Any], *, pretrained: bool) -> NuscenesExper
 
 @register_expert("nuscenes_2d")
 def build_nuscenes_2d(config: dict[str, Any], *, pretrained: bool) -> DetectionExpert:
-    """The image-only variant: the image branch of a nuScenes expert with that model config, and nothing else."""
-    expert = DetectionExpert(from_dict(NuscenesConfig, config, "model").image, pretrained=pretrained)
+    """The image-only variant: the image branch of a nuScenes expert, by the branch's own config, and nothing else."""
+    own = replace(from_dict(DetectionConfig, config, "model"), classes=NUSCENES_DETECTION)
+    expert = DetectionExpert(own, pretrained=pretrained)
     expert.kind = "nuscenes_2d"
     return expert

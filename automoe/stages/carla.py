@@ -29,7 +29,7 @@ from automoe.experts.inference import TrainedExpert, load_expert, load_image_bra
 from automoe.experts.registry import build_expert
 from automoe.files import write_text
 from automoe.stages import bdd100k, nuscenes
-from automoe.stages.image_stage import ImageStageConfig, check_size
+from automoe.stages.image_stage import ImageStageConfig, check_size, random_start
 from automoe.stages.train_expert import (
     Evaluation,
     ExpertStage,
@@ -152,11 +152,11 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
             if self.source.model.kind != self.kind:
                 raise CheckpointError(f"{path} is a {self.source.model.kind} expert; a {self.kind} one is wanted.")
             model, size = self.source.payload["model_config"], self.source.size
-        changed = {**config.model, **own}
         if self.branch:
-            model = {**model, self.branch: {**model.get(self.branch, {}), **changed}}
-        else:
-            model = {**model, **changed}
+            model = model.get(self.branch, {})
+        model = {**model, **config.model, **own}
+        if flags.from_scratch and not flags.pretrained:
+            model = random_start(model)
         if config.size == (0, 0):
             check_size("size", size)
             config = replace(config, size=size)
@@ -188,19 +188,15 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
             "dataset_fingerprint": {"train": train_info.fingerprint, "val": val_info.fingerprint},
             "data_root": str(train_info.path),
         }
-        model: dict[str, Any] = {"collapse": dict(train.collapse)}
-        if self.branch:
-            model = {self.branch: {**config.model.get(self.branch, {}), **model}}
         words = f"{len(train)} CARLA frames ({len(val)} for validation) at {width}x{height}"
-        return StageData(train, val, collate, meta, words, model=model)
+        return StageData(train, val, collate, meta, words, model={"collapse": dict(train.collapse)})
 
     def build(self, config: CarlaStageConfig, flags: TrainFlags, resuming: bool, dist: Distributed) -> Expert:
         pretrained = self.source is None and flags.pretrained and not resuming
         model = build_expert(self.kind, config.model, pretrained=pretrained)
         if self.source is None:
-            dist.say(
-                f"From scratch: the backbone's {'ImageNet' if flags.pretrained else 'random'} weights, no expert's."
-            )
+            start = "ImageNet" if flags.pretrained else "random"
+            dist.say(f"From scratch: the backbone has its {start} weights, and nothing comes from an expert.")
             return model
         report = checkpoint.load_weights(model, self.source.model.state_dict(), source=str(self.source.path))
         preprocess = self.source.payload["preprocess"]
@@ -256,9 +252,8 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
             said = told | {"metrics": metrics}
             if dist.is_main:
                 write_text(path, json.dumps(said, indent=1) + "\n")
-        shown = [
-            f"{key} {said['metrics'][key]:.{model.decimals}f}" for key in model.headline if said["metrics"].get(key)
-        ]
+        known = {key: said["metrics"].get(key) for key in model.headline}
+        shown = [f"{key} {value:.{model.decimals}f}" for key, value in known.items() if value is not None]
         dist.say(f"The source as it is, on these frames: {', '.join(shown)}")
         return {"source": told | {"metrics": said["metrics"]}}
 

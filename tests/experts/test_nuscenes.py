@@ -348,7 +348,7 @@ def test_a_changed_world_is_the_same_in_the_pictures() -> None:
 
 
 def test_the_image_branch_is_the_image_only_expert(front: NuscenesExpert) -> None:
-    variant = build_expert("nuscenes_2d", MODEL, pretrained=False)
+    variant = build_expert("nuscenes_2d", MODEL["image"], pretrained=False)
     assert variant.classes == NUSCENES_DETECTION
     own = {key.removeprefix("image."): value for key, value in front.state_dict().items() if key.startswith("image.")}
     variant.load_state_dict(own, strict=True)
@@ -360,7 +360,7 @@ def test_the_image_branch_is_the_image_only_expert(front: NuscenesExpert) -> Non
     for key in ("logits", "boxes", "seed_logits", "tokens"):
         torch.testing.assert_close(alone[key], whole[key], atol=1e-5, rtol=1e-5)
     # Its classes are nuScenes' whatever the image branch's config says.
-    other = build_expert("nuscenes_2d", {"image": {"classes": ["dog"]}}, pretrained=False)
+    other = build_expert("nuscenes_2d", {"classes": ["dog"]}, pretrained=False)
     assert other.classes == NUSCENES_DETECTION
 
 

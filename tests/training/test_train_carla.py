@@ -172,7 +172,11 @@ def test_sources_are_the_newest_or_the_named(output: Path) -> None:
 def test_a_mistake_gets_one_sentence(
     more: list[str], sentence: str, data_root: Path, output: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
-    code, _, wrong = run_here([*words(BDD, data_root, output, write_config(tmp_path / "config.json")), *more])
+    line = words(BDD, data_root, output, write_config(tmp_path / "config.json"))
+    if more[0] in line:
+        at = line.index(more[0])
+        line[at : at + 2] = []
+    code, _, wrong = run_here([*line, *more])
     assert code == 2
     assert sentence in wrong
     assert "Traceback" not in wrong

@@ -647,7 +647,7 @@ def test_the_image_only_variant_is_the_image_branch(trained: Trained, one_thread
     weights = {
         key.removeprefix("image."): value for key, value in trained.best["model"].items() if key.startswith("image.")
     }
-    alone = build_expert("nuscenes_2d", trained.best["model_config"], pretrained=False)
+    alone = build_expert("nuscenes_2d", trained.best["model_config"]["image"], pretrained=False)
     alone.load_state_dict(weights, strict=True)
     alone.eval()
     assert alone.classes == NUSCENES_DETECTION
