@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from intervals import interval
 
 from automoe.data.nuscenes_dataset import NuscenesDataset, collate
 from automoe.data.nuscenes_prepared import TASK
@@ -120,14 +120,6 @@ def _prepare(options: argparse.Namespace) -> None:
     needed = NuscenesStage().configure(NuscenesFlags(profile=options.profile)).preparation()
     for split in ("train", "val"):
         ensure_prepared(options.data_root, TASK, split, options.prepared_dir, options=needed)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of the 95 % interval of the mean; the width is infinite for a single value."""
-    if len(values) < 2:
-        return float(np.mean(values)), float("inf")
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return float(np.mean(values)), float(half)
 
 
 def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
