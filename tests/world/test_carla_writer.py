@@ -1,0 +1,141 @@
+"""The world's CARLA recordings: what the reader reads, labels that lie on what they name, and drives that are the
+teacher's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from automoe.carla.run import CAMERAS
+from automoe.data import carla
+from automoe.data.carla_prepared import CarlaImages, TimeIndex
+from automoe.data.prepared import prepare
+from automoe.data.transforms import EvalTransform
+from automoe.errors import WorldError
+from automoe.report.doctor_carla import doctor_carla
+from automoe.taxonomy import BDD_DETECTION, CARLA_TAGS, DRIVABLE, SEMANTIC
+from automoe.world import carla_writer
+from automoe.world.carla_writer import export_carla
+
+SIZE = (160, 120)
+SECONDS = 3.0
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("carla") / "raw"
+    export_carla(out, 1, 1, 0, seconds=SECONDS, size=SIZE, workers=1)
+    return out
+
+
+def test_the_reader_reads_what_the_world_writes(exported: Path) -> None:
+    runs = [carla.read_run(folder) for folder in carla.find_runs(exported)]
+    assert [(run.name, run.split) for run in runs] == [("run_000", "train"), ("run_900", "val")]
+    for run in runs:
+        assert run.cameras == CAMERAS
+        assert run.has == {"tags", "drivable", "lidar", "boxes", "boxes3d"}
+        assert run.problems == ()
+        assert run.version == ("0.9.14", None)
+        assert [step.number for step in run.steps] == list(range(0, round(SECONDS / 0.05), 5))
+        assert all(step.command >= 0 and len(step.targets) == 2 for step in run.steps)
+        assert run.town.startswith(f"carla-{run.split}")
+        assert (exported / "maps" / f"{run.town}.xodr").is_file()
+
+
+def test_the_car_goes_where_it_looks(exported: Path) -> None:
+    report = doctor_carla(exported, exported.parent / "doctor", samples=2)
+    assert report.problems == ()
+    assert report.picture is not None
+    assert report.picture.is_file()
+    run = carla.read_run(exported / "run_000")
+    pose = np.array([step.ego.T_world_ego for step in run.steps])
+    speed = np.array([step.ego.speed for step in run.steps])
+    assert speed[-1] > 2.0  # it has set off
+    way = np.linalg.norm(np.diff(pose[:, :3, 3], axis=0), axis=1)
+    np.testing.assert_allclose(way, (speed[1:] + speed[:-1]) / 2 * 0.25, atol=0.05)
+    ahead = np.array([step.targets[0] for step in run.steps])
+    assert (ahead[:, 0] > 0).all()  # the next point of the route lies before it
+
+
+def test_boxes_and_tags_and_points_lie_on_each_other(exported: Path) -> None:
+    """What a box says is there is there in the tags and, of the larger ones, in the LiDAR's points."""
+    names, shares, held = CARLA_TAGS["0.9.14"], [], []
+    for folder in carla.find_runs(exported):
+        run = carla.read_run(folder)
+        for step in run.steps[::3]:
+            tags = carla.read_tags(run.tags(step), "0.9.14")
+            for box in carla.read_boxes(run.boxes(step)):
+                if box["class"] in ("car", "truck", "bus") and box["visible_bbox"] and not box["occluded"]:
+                    x1, y1, x2, y2 = map(int, box["visible_bbox"])
+                    inside = tags[y1:y2, x1:x2]
+                    shares.append(float((inside == names.index(box["class"])).mean()))
+            points = carla.read_points(run.lidar(step), run.sensors["lidar"])
+            for box in carla.read_boxes(run.boxes3d(step)):
+                T_world_box = carla.frame.pose(box["location"], box["rotation"])
+                local = points[:, :3] @ step.ego.T_world_ego[:3, :3].T + step.ego.T_world_ego[:3, 3]
+                inside = (local - T_world_box[:3, 3]) @ T_world_box[:3, :3]
+                extent = np.array([box["extent"][axis] for axis in "xyz"]) + 0.1
+                near = np.hypot(*(T_world_box[:2, 3] - step.ego.T_world_ego[:2, 3])) < 25.0
+                if near and box["class"] == "car":
+                    held.append(int((np.abs(inside) < extent).all(axis=1).sum()))
+    assert np.median(shares) > 0.5
+    assert not held or np.mean(np.array(held) > 0) > 0.6
+
+
+def test_it_is_prepared_with_all_that_it_has(exported: Path, tmp_path: Path) -> None:
+    info = prepare(exported, "frames", "train", tmp_path / "train", workers=1)
+    assert info.count == 12
+    assert info.rig["collapse"] == {"detection": {}, "segmentation": {}, "drivable": {}}
+    height, width = SIZE[1], SIZE[0]
+    assert info.rig["cameras"]["front"]["size"] == [height, width]
+    np.testing.assert_allclose(np.array(info.rig["cameras"]["front"]["T_ego_mount"])[:3, 3], [1.5, 0.0, 2.4])
+    for task in ("detection", "drivable", "segmentation", "nuscenes_2d"):
+        assert len(CarlaImages(info.path, task, EvalTransform((96, 128)))) == 12
+    mask = CarlaImages(info.path, "drivable", EvalTransform((96, 128))).row(0).mask()
+    assert (mask == DRIVABLE.index("direct")).mean() > 0.05
+    semantic = CarlaImages(info.path, "segmentation", EvalTransform((96, 128))).row(0).mask()
+    assert (semantic == SEMANTIC.index("road")).mean() > 0.1
+    assert (semantic[mask == DRIVABLE.index("direct")] == SEMANTIC.index("road")).all()
+    assert len(TimeIndex.load(info.path).windows(2, 4, 5)) == 6
+
+
+def test_an_export_goes_on_and_is_the_same(exported: Path, tmp_path: Path) -> None:
+    world = json.loads((exported / "world.json").read_bytes())
+    assert world["complete"]
+    assert world["train"]["frames"] == 12
+    assert world["train"]["collisions"] == 0
+    assert set(world["train"]["boxes_per_category"]) == set(BDD_DETECTION)
+    again = tmp_path / "raw"
+    export_carla(again, 1, 1, 0, seconds=SECONDS, size=SIZE, workers=1)
+    name = "run_000/images/rear/000025.png"
+    assert (again / name).read_bytes() == (exported / name).read_bytes()
+    (again / "run_900" / "config.json").unlink()  # broken off
+    kept = (again / "run_000" / "config.json").stat().st_mtime_ns
+    export_carla(again, 1, 1, 0, seconds=SECONDS, size=SIZE, workers=1)
+    assert (again / "run_000" / "config.json").stat().st_mtime_ns == kept
+    assert (again / "run_900" / "vehicle_log.json").read_bytes() == (
+        exported / "run_900" / "vehicle_log.json"
+    ).read_bytes()
+    with pytest.raises(WorldError, match="export with seconds"):
+        export_carla(again, 1, 1, 0, seconds=5.0, size=SIZE, workers=1)
+
+
+def test_towns_are_shared_with_no_other_set() -> None:
+    from automoe.world import bdd100k_writer, nuscenes_writer
+
+    sets = [{*module.TRAIN_TOWNS, *module.VAL_TOWNS} for module in (bdd100k_writer, nuscenes_writer, carla_writer)]
+    assert not sets[2] & (sets[0] | sets[1])
+    assert not set(carla_writer.TRAIN_TOWNS) & set(carla_writer.VAL_TOWNS)
+
+
+@pytest.mark.parametrize("wrong", [{"runs": 0}, {"runs": 901}, {"val_runs": 0}, {"seconds": 0.5}, {"save_every": 0}])
+def test_plans_that_make_no_sense_are_refused(tmp_path: Path, wrong: dict[str, float]) -> None:
+    plan = {"runs": 1, "val_runs": 1, "seconds": 2.0, "save_every": 5} | wrong
+    with pytest.raises(WorldError, match="an export needs"):
+        export_carla(
+            tmp_path, int(plan["runs"]), int(plan["val_runs"]), 0, seconds=plan["seconds"],
+            save_every=int(plan["save_every"]),
+        )  # fmt: skip
