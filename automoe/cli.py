@@ -202,6 +202,10 @@ def prepare_carla_command(
     labels: Annotated[
         Literal["auto", "coarse"], Parameter(help="coarse: vehicles and people, even where runs tell more")
     ] = "auto",
+    names: Annotated[
+        list[str] | None, Parameter(consume_multiple=True, help="classes of boxes in YOLO's form, in order")
+    ] = None,
+    fold: Annotated[str | None, Parameter(help="k/n: which block of pictures in YOLO's form is for validation")] = None,
     workers: int | None = None,
 ) -> None:
     """Prepare CARLA recordings: one pass, resumable; broken frames are set aside with their reason.
@@ -211,7 +215,7 @@ def prepare_carla_command(
     """
     from automoe.data.prepared import ensure_prepared, progress_bar
 
-    options = {"cameras": cameras, "val_towns": val_towns, "labels": labels}
+    options = {"cameras": cameras, "val_towns": val_towns, "labels": labels, "names": names, "fold": fold}
     for split in splits:
         with progress_bar(f"frames {split}") as progress:
             info = ensure_prepared(data_root, "frames", split, out, options=options, workers=workers, progress=progress)

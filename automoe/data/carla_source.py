@@ -21,6 +21,7 @@ from automoe.carla import run
 from automoe.data import carla
 from automoe.data.carla import Run, Step
 from automoe.data.carla_prepared import TASK, features
+from automoe.data.carla_yolo import CarlaYoloSource, find_yolo, is_yolo
 from automoe.data.images import encode_mask
 from automoe.data.raw_source import Quarantined, folder_listing, quarantine, same_text, text_listing
 from automoe.errors import DataError
@@ -58,12 +59,17 @@ def find_carla(
     cameras: Sequence[str] | None = None,
     val_towns: Sequence[str] | None = None,
     labels: str = "auto",
-) -> CarlaSource:
+    names: Sequence[str] | None = None,
+    fold: str | None = None,
+) -> CarlaSource | CarlaYoloSource:
     """The source of one split. Raises DataError where there are no runs, or for an impossible option.
 
     cameras: the front one if not given. val_towns: maps that are kept for validation; see `split_runs` if not given.
-    labels: `coarse` tells vehicles from people alone even where runs tell more.
+    labels: `coarse` tells vehicles from people alone even where runs tell more. names, fold: of pictures with boxes in
+    YOLO's form, see `find_yolo`.
     """
+    if is_yolo(root):
+        return find_yolo(root, task, split, names=names, fold=fold)
     folders = carla.find_runs(root)
     if split not in ("train", "val"):
         raise DataError(f"CARLA runs have the splits train and val, not {split!r}")

@@ -63,9 +63,11 @@ def doctor_carla(root: Path | str, out_dir: Path | str, *, samples: int = 4, loo
     there are no runs at all; everything else that is wrong stands in the report.
     """
     root = Path(root)
-    sources = [find_carla(root, "frames", split) for split in ("train", "val")]
+    source = find_carla(root, "frames", "train")
+    if not isinstance(source, CarlaSource):
+        raise DataError(f"{root} holds pictures with boxes in YOLO's form, and no runs to look over")
     runs, problems = [], []
-    for folder in sources[0].folders:
+    for folder in source.folders:
         try:
             runs.append(carla.read_run(folder))
         except DataError as error:
@@ -87,13 +89,13 @@ def doctor_carla(root: Path | str, out_dir: Path | str, *, samples: int = 4, loo
     rows = []
     for index in chosen:
         try:
-            row, rejected = sources[0].row(frames[index])
+            row, rejected = source.row(frames[index])
         except DataError as error:
             problems.append(str(error))
             continue
         problems += rejected
         rows.append((frames[index], row))
-    lines += _labels(rows, sources[0])
+    lines += _labels(rows, source)
     drawn = np.unique(np.linspace(0, len(rows) - 1, min(samples, len(rows))).astype(int)).tolist() if rows else []
     picture = (
         save_png(Path(out_dir) / "carla_overlays.png", _sheet([rows[index] for index in drawn])) if drawn else None
