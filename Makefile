@@ -57,8 +57,8 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 	@$(BIN)/uv pip install --python $(BIN)/python -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-devkit: dev  ## the official nuScenes devkit, for the test that scores side by side with it
-	@$(BIN)/uv pip install --python $(BIN)/python -e '.[devkit]'
+devkit: dev  ## the official nuScenes devkit and CARLA's client, for the tests that compare with them
+	@$(BIN)/uv pip install --python $(BIN)/python -e '.[devkit,carla]'
 	@$(BIN)/uv pip install --python $(BIN)/python --no-deps nuscenes-devkit==1.2.0  # it asks for an older numpy
 
 clean-demo:  ## remove what the demo made
