@@ -3,7 +3,7 @@
     python benchmarks/carla_finetuning.py --data_root datasets/embedded/carla --output_root . --json table.json
 
 The sources are the newest runs of the BDD100K and nuScenes experts under --output_root, where `make demo` leaves them.
-From scratch is the same network from the same ImageNet backbone, for the same steps of the same fine-tuning config,
+From scratch is the source's network from the same ImageNet backbone, for the same steps of the same fine-tuning config,
 without the source expert. Trained models are kept and found again, so that a stopped comparison goes on. Printed are
 means over the seeds with the half width of a 95 % interval (Student's t), on the held-out towns' frames.
 """

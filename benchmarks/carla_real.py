@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from automoe.data.carla_prepared import CarlaImages
+from automoe.data.carla_yolo import frame_number
 from automoe.data.dataset import collate
 from automoe.data.prepared import prepare
 from automoe.engine.distributed import setup
@@ -84,7 +85,7 @@ def fold_metrics(arm: str, fold: int, options: argparse.Namespace) -> tuple[Dete
 
 def bootstrap(samples: dict[str, SampleDetections], classes: Sequence[str], draws: int, seed: int) -> list[float]:
     """AP50 of cars over frames drawn again and again, in runs of neighbours."""
-    names = sorted(samples)
+    names = sorted(samples, key=lambda name: (frame_number(Path(name)), name))
     blocks = [names[start : start + NEIGHBOURS] for start in range(0, len(names), NEIGHBOURS)]
     rng, found = np.random.default_rng(seed), []
     for _ in range(draws):

@@ -39,6 +39,7 @@ class Weather:
 
 
 Weather.ClearNoon = Weather(sun_altitude_angle=75.0)  # type: ignore[attr-defined]
+Weather.Default = Weather(sun_altitude_angle=-1.0)  # type: ignore[attr-defined]
 Weather.HardRainSunset = Weather(precipitation=80.0, sun_altitude_angle=5.0)  # type: ignore[attr-defined]
 
 MODULE = SimpleNamespace(Transform=Transform, Location=Vector, Rotation=Rotation, WeatherParameters=Weather)
@@ -149,6 +150,7 @@ class World:
         self.actors: list[Actor] = []
         self.tick_count = self._number = self._tries = 0
         self.weather: Any = None
+        self.bumps: set[int] = set()
         names = ("vehicle.tesla.model3", "vehicle.audi.tt", "vehicle.bh.crossbike", "walker.pedestrian.0001",
                  "controller.ai.walker", "sensor.camera.rgb", "sensor.camera.semantic_segmentation",
                  "sensor.lidar.ray_cast", "sensor.other.collision")  # fmt: skip
@@ -175,6 +177,9 @@ class World:
     def get_random_location_from_navigation(self) -> Vector:
         return Vector(30.0, 5.0)
 
+    def set_pedestrians_seed(self, seed: int) -> None:
+        assert isinstance(seed, int)
+
     def set_weather(self, weather: Any) -> None:
         self.weather = weather
 
@@ -192,6 +197,9 @@ class World:
     def tick(self) -> int:
         self.tick_count += 1
         for actor in list(self.actors):
+            if actor.type_id == "sensor.other.collision" and actor.callback and self.tick_count in self.bumps:
+                other = SimpleNamespace(type_id="static.prop.box", id=99)
+                actor.callback(SimpleNamespace(frame=self.tick_count, other_actor=other, normal_impulse=Vector(-5.0)))
             looks = actor.type_id.startswith(("sensor.camera", "sensor.lidar"))
             if looks and actor.callback and actor.type_id != self.mute:
                 actor.say(self.tick_count)
@@ -205,12 +213,17 @@ class Client:
         self.faults, self.mute = faults or {}, mute
         self.worlds: list[World] = []
         self.manager = SimpleNamespace(
-            synchronous=[], get_port=lambda: 8000, set_synchronous_mode=lambda on: self.manager.synchronous.append(on)
-        )
+            synchronous=[], get_port=lambda: 8000, set_synchronous_mode=lambda on: self.manager.synchronous.append(on),
+            set_random_device_seed=lambda seed: None,
+        )  # fmt: skip
+        self.timeouts: list[float] = []
 
     def load_world(self, name: str) -> World:
         self.worlds.append(World(name.rsplit("/", 1)[-1], self.faults, self.mute))
         return self.worlds[-1]
+
+    def set_timeout(self, seconds: float) -> None:
+        self.timeouts.append(seconds)
 
     def get_world(self) -> World:
         return self.worlds[-1] if self.worlds else self.load_world("Town10HD")

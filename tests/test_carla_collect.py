@@ -168,6 +168,18 @@ def test_no_client_no_server_and_no_such_map_get_a_sentence(monkeypatch) -> None
         towns_of(Client(), ["Town99"])
 
 
+def test_collisions_are_told_once_and_by_the_runs_own_ticks(tmp_path) -> None:
+    client = Client()
+    world = client.get_world()
+    # Two walkers need a tick each before the warm-up; contacts before the first frame are none of the run's.
+    first = 2 + module.WARM_UP + 1
+    world.bumps = {first - 5, first + 10, first + 11, first + 12}
+    folder = collect(plan(tmp_path), client, MODULE, say=lambda words: None)[0]
+    said = json.loads((folder / "collisions.json").read_bytes())
+    assert [(one["frame"], one["timestamp"]) for one in said] == [(10, 0.5)]
+    assert said[0]["impulse"]["x"] == -5.0
+
+
 @pytest.mark.parametrize("more", [{"runs": 0}, {"seconds": 0.0}, {"vehicles": -1}, {"save_every": 0}])
 def test_plans_that_make_no_sense_are_refused(tmp_path, more: dict[str, float]) -> None:
     with pytest.raises(CollectError):

@@ -6,6 +6,7 @@ that everything here can be tested without a server. Whatever happens, actors ar
 
 from __future__ import annotations
 
+import importlib
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,8 +23,17 @@ from automoe.errors import CollectError
 SEEN_METRES = 80.0
 """How far from the ego road users are written down."""
 
+ANSWER_SECONDS = 20.0
+"""That a server may take to answer."""
+
 WARM_UP = 20
 """Ticks before the first frame: cars drop onto the road, cameras find their exposure."""
+
+AGAIN = 20
+"""Ticks without a contact after which another with the same actor is a new one."""
+
+LOAD_SECONDS = 120.0
+"""That a map may take to load."""
 
 SENSOR_SECONDS = 10.0
 """Until a sensor that says nothing of a tick stops the recording."""
@@ -73,11 +83,25 @@ def collect(plan: CollectPlan, client: Any, carla: Any, say: Callable[[str], Non
             continue
         town = plan.town(index)
         rng = np.random.default_rng([plan.seed, plan.first + index])
-        world = client.get_world() if town is None else client.load_world(town)
+        world = _load(client, town)
         with synchronous(world, client) as manager:
+            manager.set_random_device_seed(plan.seed + plan.first + index)
+            world.set_pedestrians_seed(plan.seed + plan.first + index)
             _Recording(plan, folder, client, world, manager, carla, rng, say).record()
         made.append(folder)
     return made
+
+
+def _load(client: Any, town: str | None) -> Any:
+    if town is None:
+        return client.get_world()
+    client.set_timeout(LOAD_SECONDS)
+    try:
+        return client.load_world(town)
+    except RuntimeError as error:
+        raise CollectError(f"the server could not load {town} ({error})") from error
+    finally:
+        client.set_timeout(ANSWER_SECONDS)
 
 
 @contextmanager
@@ -133,7 +157,9 @@ class _Recording:
         self.rng, self.say, self.folder = rng, say, folder
         self.library = world.get_blueprint_library()
         self.sensors: dict[str, Sensor] = {}
-        self.collisions: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+        self.first = 0
+        """The server's tick of the run's first one."""
 
     def record(self) -> None:
         with ExitStack() as actors:
@@ -144,11 +170,12 @@ class _Recording:
             writer, ticks = RunWriter(self.folder), round(self.plan.seconds / run.TICK)
             for number in range(ticks):
                 tick = self.world.tick()
+                self.first = tick if number == 0 else self.first
                 if number % self.plan.save_every == 0:
                     writer.frame(self._frame(number, tick))
-            writer.collisions.extend(self.collisions)
+            writer.collisions.extend(self._collisions())
             writer.finish(self._config(ticks))
-            self.say(f"{self.folder}: {len(writer.log)} frames of {self.map_name}, {len(self.collisions)} collisions")
+            self.say(f"{self.folder}: {len(writer.log)} frames of {self.map_name}, {len(writer.collisions)} collisions")
 
     @property
     def map_name(self) -> str:
@@ -160,7 +187,9 @@ class _Recording:
         carla, rng = self.carla, self.rng
         presets = sorted(
             name for name in dir(carla.WeatherParameters)
-            if name[0].isupper() and isinstance(getattr(carla.WeatherParameters, name), carla.WeatherParameters)
+            # Default leaves the weather to the map, and nobody knows what it is.
+            if name[0].isupper() and name != "Default"
+            and isinstance(getattr(carla.WeatherParameters, name), carla.WeatherParameters)
         )  # fmt: skip
         if not presets:
             raise CollectError("the client knows no weather presets")
@@ -260,15 +289,26 @@ class _Recording:
         actors.callback(actor.stop)
 
     def _collided(self, event: Any) -> None:
-        self.collisions.append(
+        self.events.append(
             {
-                "timestamp": event.timestamp,
                 "frame": event.frame,
                 "actor_type": event.other_actor.type_id,
                 "actor_id": event.other_actor.id,
                 "impulse": frame.location_of(event.normal_impulse),
             }
         )
+
+    def _collisions(self) -> list[dict[str, Any]]:
+        """What was hit, once for each contact, by the run's own ticks: the server tells of every tick of it."""
+        last: dict[int, int] = {}
+        found = []
+        for event in self.events:
+            number = event["frame"] - self.first
+            new = number - last.get(event["actor_id"], -AGAIN) >= AGAIN
+            last[event["actor_id"]] = number
+            if number >= 0 and new:
+                found.append({**event, "timestamp": round(number * run.TICK, 3), "frame": number})
+        return found
 
     # --- a frame ---
 
@@ -321,10 +361,10 @@ class _Recording:
         }
 
 
-def connect(host: str, port: int, seconds: float = 20.0) -> tuple[Any, Any]:
+def connect(host: str, port: int, seconds: float = ANSWER_SECONDS) -> tuple[Any, Any]:
     """The official client, connected, and its module. Raises CollectError where there is no client or no server."""
     try:
-        import carla
+        carla: Any = importlib.import_module("carla")
     except ImportError as error:
         raise CollectError("the CARLA client is not installed; install it with `pip install automoe[carla]`") from error
     client = carla.Client(host, port)

@@ -78,12 +78,14 @@ class Step:
 class Run:
     """A run whose config and log could be read.
 
-    steps: its frames, in order, without those that the log tells twice or breaks off in. cameras: those with pictures.
-    has: which of tags, drivable, lidar, boxes, boxes3d there are. tick: seconds; stride: ticks from frame to frame.
-    problems: sentences about what is missing, doubled or left over.
+    name: its folder, from the tree's root on. town: the map's name, without its folder and `_Opt`. steps: its frames,
+    in order, without those that the log tells twice or breaks off in. cameras: those with pictures. has: which of tags,
+    drivable, lidar, boxes, boxes3d there are. tick: seconds; stride: ticks from frame to frame. problems: sentences
+    about what is missing, doubled or left over.
     """
 
     folder: Path
+    name: str
     town: str
     weather: Mapping[str, Any]
     steps: tuple[Step, ...]
@@ -95,10 +97,6 @@ class Run:
     sensors: Mapping[str, Any]
     split: str | None
     problems: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
 
     def image(self, camera: str, step: Step) -> Path:
         """A picture's file."""
@@ -144,8 +142,9 @@ def find_runs(root: Path) -> list[Path]:
     )
 
 
-def read_run(folder: Path) -> Run:
-    """A run's config, log and list of files. Raises DataError where the run can't be used as a whole."""
+def read_run(folder: Path, root: Path | None = None) -> Run:
+    """A run's config, log and list of files. root: the tree that it is of, its parent if not given. Raises DataError
+    where the run can't be used as a whole."""
     config = _json(folder / "config.json", dict, "was it broken off while it was recorded?")
     log = _json(folder / "vehicle_log.json", list, "was it broken off while it was recorded?")
     tick = float(config.get("tick_seconds", run.TICK))
@@ -169,14 +168,15 @@ def read_run(folder: Path) -> Run:
         "boxes": f"annots/{LABELLED}", "boxes3d": "boxes3d",
     }  # fmt: skip
     has = {part for part, place in parts.items() if (folder / place).is_dir() and any((folder / place).iterdir())}
-    stride = _stride(ordered, config)
+    stride, weather = _stride(ordered, config), config.get("weather") or {}
     problems += _left_over(folder, cameras, steps) + _gaps(folder, ordered, stride)
     if not ordered:
         raise DataError(f"{folder} has no usable frame{'; ' + problems[0] if problems else ''}")
     return Run(
         folder,
-        str(config.get("map", "unknown")).rsplit("/", 1)[-1],
-        config.get("weather") or {},
+        folder.relative_to(root or folder.parent).as_posix(),
+        str(config.get("map", "unknown")).rsplit("/", 1)[-1].removesuffix("_Opt"),
+        weather if isinstance(weather, dict) else {"preset": weather},
         tuple(ordered),
         tuple(sorted(cameras, key=lambda name: (name not in run.CAMERAS, name))),
         frozenset(has),
@@ -218,6 +218,7 @@ def _step(record: Any, tick: float, where: str) -> Step:
         route = record.get("route") or {}
         targets = frame.flip(np.array(route.get("target_points", []), np.float64).reshape(-1, 2))
         light = record.get("traffic_light") or {}
+        light = light if isinstance(light, dict) else {"state": light}
         limit = record.get("speed_limit_kmh")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{where} is not complete ({type(error).__name__}: {error})") from error
@@ -336,19 +337,23 @@ def read_tags(path: Path, version: str) -> np.ndarray:
     """
     picture = read_png(path)
     names = CARLA_TAGS[version]
-    if picture.ndim == 3 and (picture[..., 0].any() or picture[..., 1].any()):
-        if (picture[..., 0] == picture[..., 2]).all() and (picture[..., 1] == picture[..., 2]).all():
-            tags = picture[..., 2]
-        else:
-            return _from_colours(picture[..., 2::-1], version, path)
-    else:
-        tags = picture[..., 2] if picture.ndim == 3 else picture
+    if _is_coloured(picture):
+        return _from_colours(picture[..., 2::-1], version, path)
+    tags = picture[..., 2] if picture.ndim == 3 else picture
     if tags.max(initial=0) >= len(names):
         raise DataError(
             f"{path} has the tag {int(tags.max())}, and CARLA {version} and later know 0 to {len(names) - 1}; is the "
             "run's carla_version right?"
         )
     return np.ascontiguousarray(tags)
+
+
+def _is_coloured(picture: np.ndarray) -> bool:
+    """Whether a semantic picture shows colours: neither tags in the red channel alone nor grey values."""
+    if picture.ndim == 2:
+        return False
+    blue, green, red = (picture[..., channel] for channel in range(3))
+    return bool((blue.any() or green.any()) and ((blue != red).any() or (green != red).any()))
 
 
 def _from_colours(picture: np.ndarray, version: str, path: Path) -> np.ndarray:
@@ -373,7 +378,7 @@ def guess_version(paths: Sequence[Path]) -> tuple[str, str]:
         picture = read_png(path)
         height, width = picture.shape[:2]
         before = picture[int(height * 0.8) :, int(width * 0.4) : int(width * 0.6)]
-        if picture.ndim == 3 and (picture[..., 0].any() or picture[..., 1].any()):
+        if _is_coloured(picture):
             votes[_version_of_colours(picture[..., 2::-1])] += 1
             continue
         tags = before[..., 2] if picture.ndim == 3 else before

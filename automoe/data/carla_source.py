@@ -69,8 +69,12 @@ def find_carla(
     YOLO's form, see `find_yolo`.
     """
     if is_yolo(root):
+        if val_towns or labels != "auto":
+            raise DataError("--val_towns and --labels are for runs; pictures with boxes in YOLO's form have --fold")
         return find_yolo(root, task, split, names=names, fold=fold)
     folders = carla.find_runs(root)
+    if names is not None or fold is not None:
+        raise DataError("--names and --fold are for pictures with boxes in YOLO's form; runs have --val_towns")
     if split not in ("train", "val"):
         raise DataError(f"CARLA runs have the splits train and val, not {split!r}")
     if labels not in LABELS:
@@ -82,7 +86,7 @@ def find_carla(
 
 
 def split_runs(runs: Sequence[Run], val_towns: Sequence[str] | None) -> tuple[dict[str, str], str]:
-    """Which run is for training and which for validation, by folder name, and how that was decided.
+    """Which run is for training and which for validation, by name, and how that was decided.
 
     By the towns that are named; by what all configs say; by town, a fifth of them for validation; or, where there is a
     single town, by run. Never by frame. Raises DataError where nothing is left for one of the two.
@@ -138,7 +142,7 @@ class CarlaSource:
 
     @property
     def place(self) -> Path:
-        return self.folders[0].parent
+        return self.root
 
     # --- what there is ---
 
@@ -148,12 +152,15 @@ class CarlaSource:
         runs, broken = [], []
         for folder in self.folders:
             try:
-                one = carla.read_run(folder)
+                one = carla.read_run(folder, self.root)
+                if "tags" in one.has:
+                    _ = one.version  # a run whose tags nobody can read is no use
                 missing = [camera for camera in self.cameras if camera not in one.cameras]
                 if missing:
                     raise DataError(f"{folder} has no pictures of the {missing[0]} camera")
             except DataError as error:
-                broken.append(quarantine(folder.name, str(error), [folder / "config.json"]))
+                name = folder.relative_to(self.root).as_posix()
+                broken.append(quarantine(name, str(error), [folder / "config.json"]))
             else:
                 runs.append(one)
         if not runs:
@@ -382,7 +389,7 @@ class CarlaSource:
             usual = {} if mount is None else {"x": mount.x, "y": mount.y, "z": mount.z, "yaw": mount.yaw}
             if not said and mount is None:
                 continue
-            height, width = carla.read_picture(one.image(camera, one.steps[0])).shape[:2]
+            height, width = self._size_of(one, camera)
             cameras[camera] = {
                 "size": [height, width],
                 "field_of_view": float(said.get("fov", run.FIELD_OF_VIEW)),
@@ -396,6 +403,15 @@ class CarlaSource:
             "collapse": self.collapse,
             "said": bool(one.sensors),
         }
+
+    def _size_of(self, one: Run, camera: str) -> tuple[int, int]:
+        """Height and width of a camera's first picture that can be read; 0 where none can."""
+        for step in one.steps:
+            try:
+                return carla.read_picture(one.image(camera, step)).shape[:2]
+            except DataError:
+                continue  # in quarantine by its own name
+        return 0, 0
 
     def origin(self) -> dict[str, Any]:
         return {"logs": {str(path): text_listing(path) for path in self._logs()}, "files": self._file_listing()}

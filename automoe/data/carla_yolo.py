@@ -32,23 +32,30 @@ ALIASES = {"motorbike": "motorcycle", "vehicle": "car", "walker": "pedestrian"}
 
 
 def is_yolo(root: Path) -> bool:
-    """Whether a folder, or the only folder in it, has images/ and labels/*.txt."""
-    return _place(root) is not None
+    """Whether a folder, or one in it, has images/ and labels/*.txt."""
+    return bool(_places(root))
 
 
-def _place(root: Path) -> Path | None:
-    for place in (root, *sorted(path for path in root.glob("*") if path.is_dir())):
-        if (place / "images").is_dir() and any((place / "labels").glob("*.txt")):
-            return place
-    return None
+def _places(root: Path) -> list[Path]:
+    """The folder itself, or those in it, that have pictures and labels."""
+    both = [root] if _has_both(root) else []
+    return both or sorted(path for path in root.glob("*") if path.is_dir() and _has_both(path))
+
+
+def _has_both(place: Path) -> bool:
+    return (place / "images").is_dir() and any((place / "labels").glob("*.txt"))
 
 
 def find_yolo(root: Path, task: str, split: str, *, names: Sequence[str] | None, fold: str | None) -> CarlaYoloSource:
     """The source of one split. names: of the classes, in the order of their numbers; classes.txt beside the pictures if
     not given. fold: "k/n", the k-th of n blocks of frames is for validation; 0/5 if not given. Raises DataError."""
-    place = _place(root)
-    if place is None:
-        raise DataError(f"{root} has no images/ and labels/*.txt")
+    places = _places(root)
+    if len(places) != 1:
+        found = ", ".join(place.name for place in places)
+        raise DataError(
+            f"{root} has {len(places)} folders with images/ and labels/*.txt ({found}); name one as the data root"
+        )
+    place = places[0]
     if names is None:
         told = place / "classes.txt"
         if not told.is_file():
@@ -97,7 +104,7 @@ class CarlaYoloSource:
 
     def _pictures(self) -> list[Path]:
         found = [path for path in (self.root / "images").iterdir() if path.suffix.lower() in SUFFIXES]
-        return sorted(found, key=lambda path: (_number(path), path.name))
+        return sorted(found, key=lambda path: (frame_number(path), path.name))
 
     def plan(self) -> tuple[list[Path], list[Quarantined]]:
         pictures = self._pictures()
@@ -142,7 +149,7 @@ class CarlaYoloSource:
             "name": record.name,
             "run": self.root.name,
             "town": "unknown",
-            "frame": _number(record),
+            "frame": frame_number(record),
             "time": math.nan,
             "images": [data],
             "heights": [height],
@@ -214,7 +221,7 @@ class CarlaYoloSource:
         return digest.hexdigest()
 
 
-def _number(path: Path) -> int:
+def frame_number(path: Path) -> int:
     """The frame number in a file's name; 0 where there is none."""
     digits = re.findall(r"\d+", path.stem)
     return int(digits[-1]) if digits else 0

@@ -43,6 +43,9 @@ QUARANTINE = "quarantine.jsonl"
 Progress = Callable[[int, int], None]
 """Called with (records done, records in all)."""
 
+GROWING = ("cameras",)
+"""Options that are sets: one with more serves who wants fewer, and what is asked for anew is added to what is there."""
+
 _FORMAT = "automoe-"  # and the data set's word
 
 
@@ -51,7 +54,7 @@ class PreparedInfo:
     """A finished prepared set, as its manifest tells.
 
     Attributes:
-        dataset: "bdd100k" or "nuscenes"; unit: what a row is, in the plural.
+        dataset: "bdd100k", "nuscenes" or "carla"; unit: what a row is, in the plural.
         count: rows; boxes: boxes in all rows.
         quarantined: records left out; rejected_labels: boxes left out of records that stayed.
         fingerprint: SHA-256 over every row's content, independent of machine, path and shard size.
@@ -413,9 +416,9 @@ def _why_stale(out: Path, source: RawSource) -> str | None:
 def _other_options(info: PreparedInfo, wanted: Mapping[str, Any]) -> str | None:
     """In what the options of a prepared set differ from the wanted ones; None if in nothing."""
     for key, value in wanted.items():
-        before = _plain(info.options.get(key))
-        if value is not None and _plain(value) != before:
-            return f"it was prepared with {key} {before}, and {_plain(value)} is asked for"
+        before = _plain(key, info.options.get(key))
+        if value is not None and _plain(key, value) != before:
+            return f"it was prepared with {key} {before}, and {_plain(key, value)} is asked for"
     return None
 
 
@@ -423,9 +426,8 @@ def _with_earlier(options: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """The options that are given; where they are not, or are served by what the set at `out` has, those of that set."""
     earlier = (_manifest(out) or {}).get("options", {})
     lacking = {key: value for key, value in options.items() if value is not None and not _serves(earlier, key, value)}
-    for key, value in lacking.items():
-        if isinstance(value, (list, tuple)):  # what was there before goes on to serve
-            lacking[key] = list(dict.fromkeys([*earlier.get(key, ()), *value]))
+    for key in lacking.keys() & set(GROWING):  # what was there before goes on to serve
+        lacking[key] = list(dict.fromkeys([*(earlier.get(key) or ()), *lacking[key]]))
     return earlier | lacking
 
 
@@ -434,14 +436,16 @@ def _serves(options: Mapping[str, Any], key: str, wanted: Any) -> bool:
     have = options.get(key)
     if have is None or wanted is None:
         return wanted is None
-    if isinstance(have, int):
-        return have >= wanted
-    return set(wanted) <= set(have) if isinstance(have, list) else have == wanted
+    if key in GROWING:
+        return set(wanted) <= set(have)
+    return have >= wanted if isinstance(have, int) else _plain(key, have) == _plain(key, wanted)
 
 
-def _plain(value: Any) -> str:
-    """An option in words; the order of several values means nothing."""
-    return ", ".join(sorted(map(str, value))) if isinstance(value, (list, tuple)) else str(value)
+def _plain(key: str, value: Any) -> str:
+    """An option in words; where more of it serves as well, the order means nothing."""
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    return ", ".join(sorted(map(str, value)) if key in GROWING else map(str, value))
 
 
 def _as_it_is(path: Path, options: Mapping[str, Any]) -> PreparedInfo:

@@ -2,7 +2,7 @@
 
 Driving score = route completion x penalty, from 0 to 100; the penalty is the product of one factor for each infraction.
 The numbers are those of leaderboard/utils/statistics_manager.py (carla-simulator/leaderboard, commit aec8131), but for
-one: a low speed costs nothing here, as in Bench2Drive. It is written down all the same.
+one: a low speed costs nothing here, as in Bench2Drive, and the referee of this package does not look for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OUTSIDE = "outside_route_lanes"
 """Costs the share of the driven route that was driven outside."""
 
 FREE = ("min_speed_infractions",)
-"""Written down, at no cost."""
+"""Of files that have them: at no cost."""
 
 ENDING: dict[str, str] = {
     "route_dev": "Agent deviated from the route",

@@ -110,8 +110,7 @@ class DetectionExpert(ImageExpert):
 
     def heat(self, maps: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """The heatmap head on each of the `features`: class logits [B, C, h, w] and boxes [B, h, w, 4]."""
-        # The decoder adds to what its seeds say: merged here, classes are merged for good.
-        return [(self.merge.best(logits, 1), boxes) for logits, boxes in map(self.heatmap, maps)]
+        return [self.heatmap(m) for m in maps]
 
     def detect(
         self, maps: list[Tensor], size: tuple[int, int], denoising_boxes: Tensor | None = None
@@ -135,17 +134,17 @@ class DetectionExpert(ImageExpert):
         decoded = self.decoder(self.content(content), logits, boxes, maps, BoxReference(size), blocked)
         count = boxes.shape[1] - extra
         out: dict[str, Any] = {
-            "logits": decoded.logits[:, :, :count],
+            "logits": self.merge.best(decoded.logits[:, :, :count], -1),
             "boxes": decoded.references[:, :, :count],
-            "seed_logits": seeds.logits,
+            "seed_logits": self.merge.best(seeds.logits, -1),
             "seed_boxes": seeds.boxes,
-            "heat_logits": heat_logits,
+            "heat_logits": [self.merge.best(one, 1) for one in heat_logits],
             "heat_boxes": heat_boxes,
             "tokens": decoded.states[:, :count],
             "token_positions": decoded.references[-1, :, :count, :2],
         }
         if extra:
-            out["denoising_logits"] = decoded.logits[:, :, count:]
+            out["denoising_logits"] = self.merge.best(decoded.logits[:, :, count:], -1)
             out["denoising_boxes"] = decoded.references[:, :, count:]
         return out
 

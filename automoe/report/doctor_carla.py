@@ -69,7 +69,7 @@ def doctor_carla(root: Path | str, out_dir: Path | str, *, samples: int = 4, loo
     runs, problems = [], []
     for folder in source.folders:
         try:
-            runs.append(carla.read_run(folder))
+            runs.append(carla.read_run(folder, root))
         except DataError as error:
             problems.append(str(error))
     if not runs:

@@ -35,6 +35,7 @@ from automoe.stages.train_expert import (
     ExpertStage,
     StageData,
     TrainFlags,
+    default_run_name,
     layer_groups,
     load_stage_config,
     prepare_splits,
@@ -78,7 +79,7 @@ class CarlaFlags(TrainFlags):
     source: str | None = None
     """The source expert: a best.pth, or a run's name; the newest run's if not given."""
     from_scratch: bool = False
-    """Start from the same backbone's ImageNet weights, without a source expert."""
+    """Start from the backbone's ImageNet weights, with the network of the source expert but none of its weights."""
     layer_decay: float | None = None
     """Each earlier stage of the backbone learns at this share of the next one's rate."""
     hold_backbone_steps: int | None = None
@@ -130,12 +131,11 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
     default_root: str = DEFAULT_ROOT
     config_type: type[CarlaStageConfig] = CarlaStageConfig
     source: TrainedExpert | None = None
-    flags: CarlaFlags = field(default_factory=CarlaFlags)
+    frames: dict[str, Any] = field(default_factory=dict)
 
     def configure(self, flags: TrainFlags) -> CarlaStageConfig:
         """The config with the flags on top and the source's model beneath. Finds the source."""
         assert isinstance(flags, CarlaFlags)
-        self.flags = flags
         config = load_stage_config(self.config_type, self.component, flags)
         given = {key: getattr(flags, key) for key in ("layer_decay", "hold_backbone_steps")}
         config = replace(config, **{key: value for key, value in given.items() if value is not None})
@@ -145,12 +145,10 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
             raise ConfigError(f"{', '.join(own)} belong to boxes; the {self.kind} expert has none.")
         output_root = flags.output_root or project_root()
         if flags.from_scratch:
-            model, size = self._untrained(flags.profile)
+            model, size = self._untrained(output_root, flags)
         else:
-            path = find_source(output_root, self.source_component, flags.source)
-            self.source = load_image_branch(path) if self.branch else load_expert(path)
-            if self.source.model.kind != self.kind:
-                raise CheckpointError(f"{path} is a {self.source.model.kind} expert; a {self.kind} one is wanted.")
+            wanted = flags.source or self._source_of_run(output_root, flags)
+            self.source = self._load(find_source(output_root, self.source_component, wanted))
             model, size = self.source.payload["model_config"], self.source.size
         if self.branch:
             model = model.get(self.branch, {})
@@ -162,9 +160,29 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
             config = replace(config, size=size)
         return replace(config, model=model)
 
-    def _untrained(self, profile: str) -> tuple[dict[str, Any], tuple[int, int]]:
-        """The model config and input size that the source expert of a profile would have."""
-        plain = read_json(profile_path(self.source_component, profile))
+    def _load(self, path: Path) -> TrainedExpert:
+        expert = load_image_branch(path) if self.branch else load_expert(path)
+        if expert.model.kind != self.kind:
+            raise CheckpointError(f"{path} is a {expert.model.kind} expert; a {self.kind} one is wanted.")
+        return expert
+
+    def _source_of_run(self, output_root: Path, flags: CarlaFlags) -> str | None:
+        """The source that a run which goes on began with, whatever has been trained since."""
+        run_dir = output_root / "models" / "checkpoints" / self.component / (flags.run_name or default_run_name(flags))
+        told = run_dir / SOURCE_METRICS
+        goes_on = flags.resume != "never" and (run_dir / "last.pth").is_file() and told.is_file()
+        return json.loads(told.read_text())["source"] if goes_on else None
+
+    def _untrained(self, output_root: Path, flags: CarlaFlags) -> tuple[dict[str, Any], tuple[int, int]]:
+        """The model config and input size of the source expert, or those that a profile's would have."""
+        try:
+            source = self._load(find_source(output_root, self.source_component, flags.source))
+        except CheckpointError:
+            if flags.source is not None:
+                raise
+        else:
+            return source.payload["model_config"], source.size
+        plain = read_json(profile_path(self.source_component, flags.profile))
         height, width = plain["size"]
         return plain.get("model", {}), (height, width)
 
@@ -172,10 +190,11 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
         train_info, val_info = prepare_splits(root, TASK, flags.prepared_dir, dist)
         train = CarlaImages(train_info.path, self.kind, config.train_transform(), seed=seed, limit=flags.limit)
         val = CarlaImages(val_info.path, self.kind, EvalTransform(config.size), limit=flags.limit)
-        if train.collapse != val.collapse:
+        self.frames = {"val": val_info.fingerprint, "frames": len(val), "size": list(config.size)}
+        if train.collapse != val.collapse or dict(train_info.options) != dict(val_info.options):
             raise ConfigError(
-                f"the labels of {train_info.path} and {val_info.path} don't tell the same classes apart; prepare both "
-                "from one tree."
+                f"{train_info.path} and {val_info.path} were not prepared alike (towns, cameras, classes); prepare "
+                "both splits from one tree with the same options."
             )
         for info in (train_info, val_info):
             for note in info.notes:
@@ -244,8 +263,10 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
             return {"source": None}
         path = run_dir / SOURCE_METRICS
         said = dist.from_main(lambda: json.loads(path.read_text()) if path.is_file() else None)
-        told = {"source": str(self.source.path), "commit": self.source.payload.get("commit")}
-        if said is None or said.get("source") != told["source"]:
+        payload = self.source.payload
+        trained = {"commit": payload.get("commit"), "steps": payload.get("progress", {}).get("step")}
+        told = {"source": str(self.source.path), **trained, **self.frames}
+        if said is None or {key: said.get(key) for key in told} != told:
             device = next(model.parameters()).device
             metrics = evaluate(model.to(dist.device), dist)
             model.to(device)

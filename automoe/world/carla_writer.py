@@ -196,7 +196,7 @@ class _Recorder:
         self.route = _long_route(renderer.stage.town, self.rng, plan.seconds)
         drive_seed = int(self.rng.integers(2**31))
         self.drive: Drive = Drive(renderer.stage, self.route, drive_seed, conditions, obstacles=obstacles)
-        self.began = self.drive.scene.time
+        self.began, self.before = self.drive.scene.time, self.drive.car
         paint = [material.name in ("paint_white", "paint_yellow") for material in renderer.geom_material]
         rails = [material.name == "rail" for material in renderer.geom_material]
         self._paint, self._rails = np.array([*paint, False]), np.array([*rails, False])
@@ -206,7 +206,7 @@ class _Recorder:
 
         pilot, touched, tick = Autopilot(), set(), 0
         for tick in range(round(self.plan.seconds / run.TICK)):
-            before = self.drive.car
+            self.before = before = self.drive.car
             control = pilot.control(self.drive)
             self.drive.step(control)
             for contact in self.drive.contacts:
@@ -263,28 +263,27 @@ class _Recorder:
     def _log(self, tick: int, control: Control) -> dict[str, Any]:
         drive, car, scene = self.drive, self.drive.car, self.drive.scene
         location, rotation = say_pose(_pose(*car.middle, 0.0, car.yaw))
-        forward = np.array([np.cos(car.yaw), np.sin(car.yaw)])
+        velocity = np.array(car.velocity)
         vehicles = [actor for actor in scene.actors if actor.category in _VEHICLES]
-        near = sum(np.hypot(actor.x - car.x, actor.y - car.y) < 50.0 for actor in vehicles)
+        x, y = car.middle
+        near = sum(np.hypot(actor.x - x, actor.y - y) < 50.0 for actor in vehicles)
         people = sum(actor.category == "pedestrian" for actor in scene.actors)
         light = drive.traffic.light_ahead()
-        # On an arc the car is pushed to its inside, too.
-        push = car.acceleration * forward + car.speed * car.yaw_rate * np.array([-forward[1], forward[0]])
         return {
             "frame": tick,
             "timestamp": round(scene.time - self.began, 3),
             "image_filename": f"{tick:06d}.png",
             "location": location,
             "rotation": rotation,
-            "velocity": say_vector(car.speed * forward),
-            "speed_kmh": 3.6 * car.speed,
+            "velocity": say_vector(velocity),
+            "speed_kmh": 3.6 * float(np.hypot(*velocity)),
             "control": {"throttle": control.throttle, "steer": control.steer, "brake": control.brake},
             "traffic_density": {
                 "nearby_vehicles_50m": int(near),
                 "total_npc_vehicles": len(vehicles),
                 "total_npc_walkers": int(people),
             },
-            "acceleration": say_vector(push),
+            "acceleration": say_vector((velocity - np.array(self.before.velocity)) / run.TICK),
             "angular_velocity": {"x": 0.0, "y": 0.0, "z": say_yaw_rate(car.yaw_rate)},
             "speed_limit_kmh": 3.6 * drive.traffic.speed_limit(),
             "traffic_light": None

@@ -64,8 +64,6 @@ class Drive:
         return replace(self.scene.ego, x=car.x, y=car.y, yaw=car.yaw, speed=car.speed)
 
     def _progress(self) -> None:
-        route = self.route
-        first, last = np.searchsorted(route.along, [self.station - 2.0, self.station + PROGRESS])
-        first, last = max(int(first) - 1, 0), min(int(last) + 1, len(route.line))
-        here, _ = polyline.project(route.line[first:last], np.array(self.car.middle))
-        self.station = max(self.station, float(route.along[first]) + here)
+        line, along, middle = self.route.line, self.route.along, np.array(self.car.middle)
+        here, _ = polyline.project_within(line, along, middle, self.station - 2.0, self.station + PROGRESS)
+        self.station = max(self.station, here)

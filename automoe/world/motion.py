@@ -52,6 +52,9 @@ _HALF_WIDTH = 1.5  # of the strip around a turning lane that another movement mu
 OFF_PATH = 3.0
 """Metres to the side of its path at which somebody else's ego is no longer on it."""
 
+STEP_METRES = 10.0
+"""Farther along its path than this somebody else's ego is not looked for from step to step."""
+
 IN_THE_WAY = 1.2
 """A body so near to a lane's centre stands in the way of those on it, metres."""
 
@@ -264,7 +267,8 @@ class Traffic:
     def _follow(self, ego: EgoState, seconds: float) -> None:
         """Bring the ego's vehicle to where somebody else has driven it: along its path, or onto another lane."""
         vehicle, point = self._vehicles[EGO], _middle(ego)
-        station, aside = polyline.project(vehicle.line, point)
+        low, high = vehicle.station - STEP_METRES, vehicle.station + STEP_METRES
+        station, aside = polyline.project_within(vehicle.line, vehicle.along, point, low, high)
         if abs(aside) > OFF_PATH:
             lane = self._roads.nearest_lane(point, ego.yaw)
             lanes = self._plan[self._plan.index(lane) :] if lane in self._plan else (lane,)
@@ -438,7 +442,10 @@ class Traffic:
                 continue
             reach = vehicle.speed**2 / (2 * BRAKING) + vehicle.speed * 0.5 + 4.0
             if lane_id in vehicle.granted:
-                if self._signal(lane_id) == "yellow" and distance > vehicle.speed**2 / (2 * BRAKING) + 1.0:
+                state = self._signal(lane_id)
+                too_late = state == "yellow" and distance > vehicle.speed**2 / (2 * BRAKING) + 1.0
+                # Somebody else's ego may have stood through its green: what it was granted then is over.
+                if too_late or (vehicle.id == EGO and self._driven and state == "red" and distance > 0.0):
                     vehicle.granted.discard(lane_id)
             elif distance < reach and self._may_enter(vehicle, lane_id, distance, arrivals):
                 vehicle.granted.add(lane_id)

@@ -69,6 +69,18 @@ def ribbon(line: np.ndarray, left: float, right: float) -> np.ndarray:
     return np.concatenate([offset(line, right), offset(line, left)[::-1]])
 
 
+def project_within(
+    line: np.ndarray, along: np.ndarray, point: np.ndarray, start: float, end: float
+) -> tuple[float, float]:
+    """`project` onto the stretch between two stations alone: where a line comes back to itself, the wrong leg may be
+    nearer. along: the line's stations."""
+    first = max(int(np.searchsorted(along, start)) - 1, 0)
+    last = min(int(np.searchsorted(along, end)) + 1, len(line))
+    first = min(first, last - 2)
+    station, aside = project(line[first:last], point)
+    return float(along[first]) + station, aside
+
+
 def project(line: np.ndarray, point: np.ndarray) -> tuple[float, float]:
     """(distance along, distance to the left) of the foot of a point on the line."""
     start, delta = line[:-1], np.diff(line, axis=0)

@@ -15,9 +15,9 @@ from automoe.world import polyline
 from automoe.world.scene import Actor, Conditions, EgoState, Scene, StagedTown
 from automoe.world.surface import KERB_HEIGHT
 from automoe.world.town import LANE_WIDTH, Lane
-from automoe.world.vehicle import AHEAD, LENGTH
+from automoe.world.vehicle import AHEAD, LENGTH, WIDTH
 
-EGO_FRONT, EGO_BACK = AHEAD + LENGTH / 2, LENGTH / 2 - AHEAD
+EGO_FRONT, EGO_BACK = 3.7, 0.9
 """The ego reaches this far before and behind its rear axle, metres."""
 REACH = 130.0
 """Traffic is placed within this distance of the ego."""
@@ -216,8 +216,9 @@ class _Sampler:
         """Whether a footprint touches no vehicle placed so far, nor the ego."""
         own = _discs(point, length, width, yaw)
         if not self.footprints:
-            ego = np.array([self.ego.x, self.ego.y]) + 1.4 * np.array([math.cos(self.ego.yaw), math.sin(self.ego.yaw)])
-            self.footprints.append(_discs(ego, 4.6, 1.9, self.ego.yaw))
+            forward = np.array([math.cos(self.ego.yaw), math.sin(self.ego.yaw)])
+            ego = np.array([self.ego.x, self.ego.y]) + AHEAD * forward
+            self.footprints.append(_discs(ego, LENGTH, WIDTH, self.ego.yaw))
         others = np.concatenate(self.footprints)
         gap = np.hypot(own[:, None, 0] - others[None, :, 0], own[:, None, 1] - others[None, :, 1])
         return bool((gap > own[:, None, 2] + others[None, :, 2]).all())

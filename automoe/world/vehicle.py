@@ -74,6 +74,12 @@ class CarState:
         return self.speed * math.tan(self.wheel) / WHEELBASE
 
     @property
+    def velocity(self) -> tuple[float, float]:
+        """Of the middle of the car's box, world, m/s: in a bend it moves sideways, too."""
+        cos, sin, side = math.cos(self.yaw), math.sin(self.yaw), self.yaw_rate * AHEAD
+        return self.speed * cos - side * sin, self.speed * sin + side * cos
+
+    @property
     def middle(self) -> tuple[float, float]:
         """The middle of the car's box on the ground, world."""
         return self.x + AHEAD * math.cos(self.yaw), self.y + AHEAD * math.sin(self.yaw)
