@@ -171,10 +171,10 @@ def test_no_client_no_server_and_no_such_map_get_a_sentence(monkeypatch) -> None
 def test_collisions_are_told_once_and_by_the_runs_own_ticks(tmp_path) -> None:
     client = Client()
     world = client.get_world()
-    # Two walkers need a tick each before the warm-up; contacts before the first frame are none of the run's.
-    first = 2 + module.WARM_UP + 1
-    world.bumps = {first - 5, first + 10, first + 11, first + 12}
-    folder = collect(plan(tmp_path), client, MODULE, say=lambda words: None)[0]
+    # Contacts before the first frame, in the warm-up, are none of the run's; without walkers nothing else ticks.
+    first = module.WARM_UP + 1
+    world.bumps = {first - 15, first + 10, first + 11, first + 12}
+    folder = collect(plan(tmp_path, walkers=0), client, MODULE, say=lambda words: None)[0]
     said = json.loads((folder / "collisions.json").read_bytes())
     assert [(one["frame"], one["timestamp"]) for one in said] == [(10, 0.5)]
     assert said[0]["impulse"]["x"] == -5.0

@@ -179,7 +179,7 @@ def test_a_signal_to_the_whole_group_ends_the_pipeline_with_the_last_words_heard
         time.sleep(0.05)
     time.sleep(0.5)  # the log's reader starts beside the trainer
     os.killpg(process.pid, number)
-    printed, errors = process.communicate(timeout=20)
+    printed, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert calls.read_text().split() == ["started"]
     assert "last words" in printed

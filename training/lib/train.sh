@@ -70,6 +70,8 @@ train() {
   # A signal to the whole group must not take away the pipe that the trainer says its last words into.
   launch "$@" > >(trap '' INT TERM; exec tee -a "$log") 2>&1 &
   child=$!
+  # A signal that came between these two lines found no child to hand it on to.
+  if [ "$stopped" -ne 0 ]; then kill -TERM "$child" 2>/dev/null || true; fi
   status=0
   wait "$child" || status=$?
   # A trapped signal ends `wait` early; the trainer is still saving.
