@@ -20,9 +20,6 @@ from automoe.carla import frame, observe, run
 from automoe.carla.run import Frame, RunWriter, run_name
 from automoe.errors import CollectError
 
-SEEN_METRES = 80.0
-"""How far from the ego road users are written down."""
-
 ANSWER_SECONDS = 20.0
 """That a server may take to answer."""
 
@@ -338,7 +335,7 @@ class _Recording:
             tags=observe.tags(said["tags"]),
             lidar=observe.points(said["lidar"]),
             boxes=observe.boxes(others, said[run.LABELLED].transform, (height, width)),
-            boxes3d=observe.boxes3d(others, ego.get_transform().location, SEEN_METRES),
+            boxes3d=observe.boxes3d(others, ego.get_transform().location, run.SEEN_METRES),
         )
 
     def _config(self, ticks: int) -> dict[str, Any]:

@@ -14,9 +14,6 @@ import numpy as np
 from automoe.carla import frame
 from automoe.carla.run import FIELD_OF_VIEW
 
-NEAREST = 0.1
-"""Metres before a camera from which on corners are projected."""
-
 # Camera points (x right, y down, z forward) from a mount's (x forward, y left, z up).
 _LOOKING = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
 
@@ -93,16 +90,9 @@ def projected(box: Any, transform: Any, camera: Any, size: tuple[int, int]) -> l
     transform: the actor's, camera: the camera's carla.Transform. size: height and width of the picture.
     """
     height, width = size
-    corners = _corners(box, transform)
-    local = (corners - pose_of(camera)[:3, 3]) @ pose_of(camera)[:3, :3] @ _LOOKING.T
-    if (local[:, 2] < NEAREST).all():
-        return None
-    depth = np.maximum(local[:, 2:], NEAREST)
+    local = (_corners(box, transform) - pose_of(camera)[:3, 3]) @ pose_of(camera)[:3, :3] @ _LOOKING.T
     focal = width / 2 / math.tan(math.radians(FIELD_OF_VIEW) / 2)
-    pixels = local[:, :2] / depth * focal + [width / 2, height / 2]
-    low = np.clip(pixels.min(axis=0), 0, [width, height])
-    high = np.clip(pixels.max(axis=0), 0, [width, height])
-    return [*low.tolist(), *high.tolist()] if (high - low > 1.0).all() else None
+    return frame.extent(local, (focal, focal), (width / 2, height / 2), size)
 
 
 def _corners(box: Any, transform: Any) -> np.ndarray:

@@ -57,6 +57,9 @@ LIDAR_HEIGHT, LIDAR_RANGE, LIDAR_CHANNELS, LIDAR_RATE = 2.5, 80.0, 32, 200_000
 LIDAR_ELEVATION = (-30.0, 10.0)
 """Degrees, of the lowest and the highest ring: CARLA's own."""
 
+SEEN_METRES = 80.0
+"""Road users within so many metres of the car have a record in boxes3d."""
+
 
 TICK = 0.05
 SAVE_EVERY = 5

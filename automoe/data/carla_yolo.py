@@ -222,6 +222,7 @@ class CarlaYoloSource:
 
 
 def frame_number(path: Path) -> int:
-    """The frame number in a file's name; 0 where there is none."""
-    digits = re.findall(r"\d+", path.stem)
+    """The frame number in a file's name, the last number in it; 0 where there is none. Roboflow's exports hang a hash
+    behind the name ("000123_jpg.rf.4f0a..."), which does not count."""
+    digits = re.findall(r"\d+", path.stem.split(".rf.")[0])
     return int(digits[-1]) if digits else 0

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from automoe.carla import run
-from automoe.carla.frame import flip, say_pose, say_vector, say_yaw_rate
+from automoe.carla.frame import extent, flip, say_pose, say_vector, say_yaw_rate
 from automoe.carla.run import Frame, RunWriter, run_name
 from automoe.config import from_dict
 from automoe.errors import WorldError
@@ -48,12 +48,6 @@ FIRST_VAL = 900
 
 VERSION = "0.9.15"
 """Whose semantic tags the runs have."""
-
-SEEN_METRES = 80.0
-"""How far from the ego road users are written down."""
-
-NEAREST = 0.1
-"""Metres before a camera from which on corners are projected."""
 
 MASS = 1500.0
 """Kilograms of the ego, for the impulse of a collision."""
@@ -370,7 +364,7 @@ def lidar_points(sweep: Any, rng: np.random.Generator) -> np.ndarray:
 def _near(scene: Scene) -> list[Actor]:
     """Road users with a box of their own round the ego; a rider is part of his two-wheeler."""
     ego = scene.ego
-    near = [actor for actor in scene.actors if np.hypot(actor.x - ego.x, actor.y - ego.y) < SEEN_METRES]
+    near = [actor for actor in scene.actors if np.hypot(actor.x - ego.x, actor.y - ego.y) < run.SEEN_METRES]
     return [actor for actor in near if actor.mount is None]
 
 
@@ -407,16 +401,10 @@ def _box(label: str, category: str, actor: int, type_id: str, bbox: list[float],
 
 def _projected(actor: Actor, scene: Scene, camera: Camera) -> list[float] | None:
     """The extent of a 3D box in a picture, clipped to it; None where nothing of it is inside."""
-    from automoe.world.scene import project, world_to_camera
+    from automoe.world.scene import world_to_camera
 
     corners = world_to_camera(scene.T_world_cam(camera), actor.corners())
-    if (corners[:, 2] < NEAREST).all():
-        return None
-    corners[:, 2] = np.maximum(corners[:, 2], NEAREST)
-    pixels = project(camera, corners)
-    low = np.clip(pixels.min(axis=0), 0, [camera.width, camera.height])
-    high = np.clip(pixels.max(axis=0), 0, [camera.width, camera.height])
-    return [*low.tolist(), *high.tolist()] if (high - low > 1.0).all() else None
+    return extent(corners, (camera.fx, camera.fy), (camera.cx, camera.cy), (camera.height, camera.width))
 
 
 def _type_id(actor: Actor) -> str:

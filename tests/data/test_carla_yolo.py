@@ -56,6 +56,14 @@ def test_folds_are_blocks_in_the_order_of_the_frames(tmp_path) -> None:
     assert len(set(found)) == 10
 
 
+def test_a_hash_behind_the_name_does_not_change_the_order(tmp_path) -> None:
+    root = write_set(tmp_path / "set")
+    for folder, suffix in (("images", "jpg"), ("labels", "txt")):
+        for number, path in enumerate(sorted((root / folder).iterdir())):
+            path.rename(path.with_name(f"{path.stem}_jpg.rf.{number}f{9 - number}a.{suffix}"))
+    assert [images(root, "val").row(index).name[:6] for index in range(2)] == ["000100", "000107"]
+
+
 def test_there_is_no_time_in_them(tmp_path) -> None:
     data = images(write_set(tmp_path / "set"))
     assert len(TimeIndex.load(data.info.path).windows(1, 1, 5)) == 0
