@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from bdd100k_tree import edit_labels, write_bdd100k_tree
+from entry_points import start
 
 from automoe.config import from_dict
 from automoe.engine.config import EngineConfig
@@ -55,18 +54,6 @@ def config(folder: Path, task: str) -> Path:
 def command(task: str, data_root: Path, out: Path, *flags: str) -> list[str]:
     words = [str(SCRIPT), "--task", task, "--data_root", str(data_root), "--output_root", str(out)]
     return [*words, "--config", str(config(out.parent, task)), "--run_name", "r", *flags]
-
-
-def start(words: list[str]) -> subprocess.Popen[str]:
-    """A real process, with WORLD_SIZE set as a user's shell might have it."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK")}
-    return subprocess.Popen(
-        [sys.executable, *words],
-        env=clean | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "8"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 @pytest.mark.parametrize("task", ["detection", "drivable", "segmentation"])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from carla_runs import write_run
+from entry_points import start
 from trained_experts import trained as bdd_trained  # noqa: F401 - a fixture
 from trained_nuscenes import trained_nuscenes  # noqa: F401 - a fixture
 
@@ -129,6 +130,32 @@ def test_the_image_branch_of_the_nuscenes_expert_learns_boxes(
     assert set(expert.model.state_dict()) == set(load_image_branch(source).model.state_dict())
     metrics = evaluate_checkpoint(best(output, "nuscenes_2d"), data_root.parent / "val", device="cpu", num_workers=0)
     assert metrics["AP"] == pytest.approx(expert.payload["metrics"]["AP"])
+
+
+def test_two_processes_train_as_one(data_root: Path, output: Path, tmp_path: Path, run_here: RunHere) -> None:
+    """Under torchrun: what the source scores, losses and gradients are those of one process."""
+    calm = {"dropout": 0.0, "denoising_weight": 0.0}  # chance is drawn for each rank
+    engine = ENGINE | {"max_steps": 2, "learning_rate": 1e-9, "amp": "off"}  # the weights stay as they are
+    config = write_config(tmp_path / "calm.json", model=calm, engine=engine)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    places = {name: shutil.copytree(output, tmp_path / name) for name in ("one", "two")}
+    process = start([*launcher, *words(BDD, data_root, places["two"], config, "--batch_size", "1")])
+    printed, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, printed
+    assert printed.count("The source as it is") == 1
+    code, _, wrong = run_here(words(BDD, data_root, places["one"], config, "--batch_size", "2"))
+    assert code == 0, wrong
+    folders = {name: best(place, "detection").parent for name, place in places.items()}
+    lines = {name: (folder / "metrics.jsonl").read_text().splitlines()[-1] for name, folder in folders.items()}
+    one, two = (json.loads(lines[name])["losses"] for name in ("one", "two"))
+    source_of_one, source_of_two = (
+        json.loads((folders[name] / "source.json").read_text())["metrics"] for name in ("one", "two")
+    )
+    assert one["grad_norm"] > 0
+    for key, value in one.items():
+        assert two[key] == pytest.approx(value, rel=1e-3 if key == "grad_norm" else 1e-4, abs=1e-5), key
+    for key, value in source_of_one.items():
+        assert source_of_two[key] == pytest.approx(value, abs=1e-3), key
 
 
 def test_without_a_source_there_is_a_sentence_unless_asked_for(
