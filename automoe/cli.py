@@ -27,6 +27,9 @@ BddRoot = Annotated[Path, Parameter(help="BDD100K; datasets/bdd100k in the check
 NuscenesRoot = Annotated[
     Path, Parameter(help="nuScenes; datasets/nuscenes in the checkout if not given", show_default=False)
 ]
+CarlaRoot = Annotated[
+    Path, Parameter(help="CARLA runs, raw or prepared; datasets/carla/preprocessed if not given", show_default=False)
+]
 OutputRoot = Annotated[Path, Parameter(help="where runs are; the checkout if not given", show_default=False)]
 
 
@@ -353,6 +356,7 @@ def report(
     run_name: str = "tiny",
     data_root: BddRoot = BDD_ROOT,
     nuscenes_root: NuscenesRoot = NUSCENES_ROOT,
+    carla_root: CarlaRoot = CARLA_ROOT,
     output_root: OutputRoot = CHECKOUT,
     out: Path = Path("reports/index.html"),
     samples: int = 6,
@@ -364,7 +368,15 @@ def report(
     """
     from automoe.report.html import write_report
 
-    written = write_report(output_root, data_root, out, run_name=run_name, samples=samples, nuscenes_root=nuscenes_root)
+    written = write_report(
+        output_root,
+        data_root,
+        out,
+        run_name=run_name,
+        samples=samples,
+        nuscenes_root=nuscenes_root,
+        carla_root=carla_root,
+    )
     print(f"Report: {written}")
 
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from automoe.data.dataset import PreparedDataset, PreparedRow
+from automoe.data.dataset import ImageDataset, PreparedRow
 from automoe.experts.inference import TrainedExpert
 from automoe.geometry import box_area, pairwise_iou
 from automoe.metrics.segmentation import ConfusionMatrix
@@ -95,16 +95,16 @@ Case = TypeVar("Case")
 
 
 def look_at(
-    expert: TrainedExpert, dataset: PreparedDataset, progress: Callable[[int, int], None] | None = None
+    expert: TrainedExpert, dataset: ImageDataset, progress: Callable[[int, int], None] | None = None
 ) -> list[BoxCase] | list[MaskCase]:
     """Predict every image of `dataset` and compare it with the truth; all cases of one kind."""
     cases: list = []
-    judge = judge_boxes if expert.model.kind == "detection" else judge_mask
     for first in range(0, len(dataset), BATCH):
         rows = [dataset.row(index) for index in range(first, min(first + BATCH, len(dataset)))]
         predictions = expert.predict([row.image() for row in rows])
         for row, prediction in zip(rows, predictions, strict=True):
             arrays = {key: value.numpy() for key, value in prediction.items()}
+            judge = judge_boxes if "boxes" in arrays else judge_mask
             cases.append(judge(row, arrays, len(expert.model.classes)))
         if progress:
             progress(len(cases), len(dataset))
@@ -225,7 +225,9 @@ def pick(cases: Sequence[Case], score: Callable[[Case], float], count: int) -> l
     return chosen + [("worst", case) for case in ordered[len(ordered) - worst :]]
 
 
-def draw_box_case(case: BoxCase, threshold: float) -> list[tuple[str, np.ndarray]]:
+def draw_box_case(
+    case: BoxCase, threshold: float, classes: Sequence[str] = BDD_DETECTION, colors: Sequence[Color] = DETECTION_COLORS
+) -> list[tuple[str, np.ndarray]]:
     """Truth (ignore regions dashed) and outcome, as captioned pictures."""
     image = fit_width(case.row.image(), BOX_WIDTH)
     scale = image.shape[1] / case.row.width
@@ -233,26 +235,25 @@ def draw_box_case(case: BoxCase, threshold: float) -> list[tuple[str, np.ndarray
         image,
         case.row.boxes * scale,
         case.row.labels,
-        classes=BDD_DETECTION,
-        colors=DETECTION_COLORS,
+        classes=classes,
+        colors=colors,
         dashed=case.row.ignored,
     )
     # Three sets of class names, one a colour: what is right, what is false, what was missed.
-    names = (*BDD_DETECTION, *BDD_DETECTION, *BDD_DETECTION)
-    count = len(BDD_DETECTION)
-    colors = [color for color in (RIGHT_COLOR, FALSE_COLOR, MISSED_COLOR) for _ in range(count)]
+    names, count = (*classes, *classes, *classes), len(classes)
+    outcomes = [color for color in (RIGHT_COLOR, FALSE_COLOR, MISSED_COLOR) for _ in range(count)]
     missed = (case.found_at < threshold) & ~case.row.ignored
     outcome = draw_boxes(
         image,
         case.row.boxes[missed] * scale,
         case.row.labels[missed] + 2 * count,
         classes=names,
-        colors=colors,
+        colors=outcomes,
         dashed=np.ones(int(missed.sum()), bool),
     )
     sure = (case.scores >= threshold) & ~case.neutral
     labels = case.labels[sure] + np.where(case.hit[sure], 0, count)
-    outcome = draw_boxes(outcome, case.boxes[sure] * scale, labels, case.scores[sure], classes=names, colors=colors)
+    outcome = draw_boxes(outcome, case.boxes[sure] * scale, labels, case.scores[sure], classes=names, colors=outcomes)
     return [("truth", truth), ("outcome", outcome)]
 
 

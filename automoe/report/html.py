@@ -1,8 +1,8 @@
 """The report of a run: one HTML file that opens offline, with every number beside what it must be compared with.
 
 Here runs are found and put on the page, `templates/report.html.j2`. What is said of one is gathered by `sections` and,
-for each data set, `sections_bdd100k` and `sections_nuscenes`; `charts` draws, `cases` and `cases_nuscenes` look at
-single samples, `runs` reads what a run left behind.
+for each data set, `sections_bdd100k`, `sections_nuscenes` and `sections_carla`; `charts` draws, `cases` and
+`cases_nuscenes` look at single samples, `runs` reads what a run left behind.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from automoe.engine.distributed import setup
 from automoe.engine.runlog import duration
 from automoe.errors import AutoMoEError, DataError
 from automoe.files import write_text
-from automoe.report import sections_bdd100k, sections_nuscenes
+from automoe.report import sections_bdd100k, sections_carla, sections_nuscenes
 from automoe.report.runs import NoRunError, TaskRun, load_run
 from automoe.report.sections import Chapter, Section, write_section
-from automoe.stages.nuscenes import DEFAULT_ROOT
+from automoe.stages import carla, nuscenes
 
-CHAPTERS: tuple[Chapter, ...] = (*sections_bdd100k.CHAPTERS, sections_nuscenes.CHAPTER)
+CHAPTERS: tuple[Chapter, ...] = (
+    *sections_bdd100k.CHAPTERS,
+    sections_nuscenes.CHAPTER,
+    *sections_carla.CHAPTERS,
+)
 """In the order of the page."""
 
 Found = list[tuple[Chapter, TaskRun | AutoMoEError]]
@@ -37,6 +41,7 @@ def write_report(
     *,
     run_name: str,
     nuscenes_root: Path | None = None,
+    carla_root: Path | None = None,
     samples: int = 6,
     device: str = "auto",
     prepared_dir: Path | None = None,
@@ -46,8 +51,8 @@ def write_report(
 
     What is missing (a task that wasn't trained, data that has gone) is said in its place, and the rest is shown.
     Args:
-        data_root, nuscenes_root: BDD100K and nuScenes (datasets/nuscenes if not given), raw or prepared, for runs
-            whose own data has moved.
+        data_root, nuscenes_root, carla_root: BDD100K, nuScenes and CARLA (datasets/nuscenes and
+            datasets/carla/preprocessed if not given), raw or prepared, for runs whose own data has moved.
         samples: pictures a task: a third of them the best, a third middling, a third the worst of those looked at.
         untrained_limit: validation images for the untrained model, which the report states, and a fifth as many
             nuScenes samples, which have several pictures each; None for all.
@@ -66,11 +71,15 @@ def write_report(
         raise DataError(f"There is nothing to report on. {' '.join(problems)}")
     chosen = str(setup(device).device)
     found, absent = _set_aside(found)
-    roots = {"BDD100K": Path(data_root), "nuScenes": nuscenes_root or project_root() / DEFAULT_ROOT}
+    roots = {
+        "BDD100K": Path(data_root),
+        "nuScenes": nuscenes_root or project_root() / nuscenes.DEFAULT_ROOT,
+        "CARLA": carla_root or project_root() / carla.DEFAULT_ROOT,
+    }
     sections = []
     for chapter, run in found:
         if isinstance(run, AutoMoEError):
-            sections.append(Section(chapter.task, chapter.title, problem=str(run)))
+            sections.append(Section(chapter.task, chapter.title, chapter.anchor, problem=str(run)))
         else:
             root = roots[chapter.dataset]
             sections.append(write_section(chapter, run, root, prepared_dir, samples, chosen, untrained_limit))

@@ -113,6 +113,7 @@ def facts(run: TaskRun) -> list[tuple[str, str]]:
     unit = "samples" if "cameras" in payload["preprocess"] else "images"
     found: list[tuple[str, str | None]] = [
         ("state", _state(manifest)),
+        ("fine-tuned from", _source(payload)),
         ("best weights", f"step {progress['step']} of {progress['total_steps']}" if progress else None),
         ("training time", duration(result["seconds"]) if "seconds" in result else None),
         ("evaluation time", duration(result["evaluation_seconds"]) if "evaluation_seconds" in result else None),
@@ -146,6 +147,11 @@ def _input(preprocess: Mapping[str, Any]) -> str:
 def _state(manifest: Mapping[str, Any]) -> str | None:
     when = manifest.get("finished")
     return f"{manifest['state']}{f', {when}' if when else ''}" if "state" in manifest else None
+
+
+def _source(payload: Mapping[str, Any]) -> str | None:
+    source = payload.get("source")
+    return f"{source['source']}, step {source['steps']}" if source else None
 
 
 def _device(manifest: Mapping[str, Any]) -> str | None:

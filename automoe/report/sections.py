@@ -1,7 +1,8 @@
 """One expert's section of the report: what every task has in common, and the seam at which they differ.
 
 A `Chapter` is what the report must know of a task: its numbers' names and unit, its table of classes, its evidence from
-single samples. `sections_bdd100k` and `sections_nuscenes` have them; `html` puts sections on the page.
+single samples. `sections_bdd100k`, `sections_nuscenes` and `sections_carla` have them; `html` puts sections on the
+page.
 """
 
 from __future__ import annotations
@@ -23,8 +24,16 @@ from automoe.report import charts
 from automoe.report.runs import TaskRun, facts
 from automoe.stages.baselines import Scores, Sets, baselines, find_sets
 
-COMPARED = ("untrained", "trivial")
-"""The baselines that stand beside every number."""
+COMPARED = ("source", "untrained", "trivial")
+"""The baselines that stand beside every number, as far as a chapter has them."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Official metrics by baseline, and what must be said of them."""
+
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    footnote: str | None = None
 
 
 @dataclass
@@ -34,6 +43,7 @@ class Section:
 
     task: str
     title: str
+    anchor: str
     problem: str | None = None
     notes: list[str] = field(default_factory=list)
     world: str | None = None
@@ -51,6 +61,24 @@ class Section:
     legend: list[tuple[str, str]] = field(default_factory=list)
 
 
+def compare_blind(
+    run: TaskRun, sets: Sets, data_root: Path, prepared_dir: Path | None, device: str, untrained_limit: int | None
+) -> Compared:
+    """The same model untrained, and predictors that never look. `html.write_report` has the arguments."""
+    made = baselines(
+        run.checkpoint,
+        data_root,
+        prepared_dir=prepared_dir,
+        device=device,
+        limit=run.limit,
+        untrained_limit=untrained_limit,
+        num_workers=0,
+    )
+    some = made.untrained_images < made.images
+    footnote = f"Untrained: on {made.untrained_images} of the {made.images} {sets.val.unit}." if some else None
+    return Compared(made.scores, footnote)
+
+
 @dataclass(frozen=True)
 class Chapter:
     """What is said of one task.
@@ -63,6 +91,7 @@ class Chapter:
         add_numbers: the table of classes, and notes under the headline, from the run and the baselines' scores.
         add_evidence: charts and so many pictures of single samples, on a device.
         world: what the embedded world's settings say of data that it made.
+        compare: the baselines, as `compare_blind`. section: its name on the page, the task's if not given.
     """
 
     task: str
@@ -77,6 +106,13 @@ class Chapter:
     add_numbers: Callable[[Section, TaskRun, Mapping[str, Scores], Sets | None], None]
     add_evidence: Callable[[Section, TaskRun, Sets, int, str], None]
     world: Callable[[Mapping[str, Any]], str]
+    compare: Callable[[TaskRun, Sets, Path, Path | None, str, int | None], Compared] = compare_blind
+    section: str = ""
+
+    @property
+    def anchor(self) -> str:
+        """Where on the page its section is."""
+        return self.section or self.task
 
     def text(self, value: float | None) -> str:
         """A metric as people read it."""
@@ -103,13 +139,12 @@ def write_section(
     untrained_limit: int | None,
 ) -> Section:
     """Everything that is known of a run; what can't be had is said in a note. `html.write_report` has the arguments."""
-    section = Section(run.task, chapter.title, facts=facts(run))
+    section = Section(run.task, chapter.title, chapter.anchor, facts=facts(run))
     if run.limit:
         section.notes.append(f"The run was a quick look: --limit {run.limit} cut training and validation set alike.")
     if run.manifest.get("state") not in (None, "finished"):
         section.notes.append(f"The run is not finished (its state is {run.manifest['state']!r}).")
-    compared: dict[str, Scores] = {}
-    footnote = None
+    compared = Compared()
     try:
         sets = find_sets(run.payload, data_root, prepared_dir)
     except AutoMoEError as error:
@@ -122,27 +157,17 @@ def write_section(
                 "The data has changed since this run was trained: baselines and pictures are of today's data."
             )
         try:
-            made = baselines(
-                run.checkpoint,
-                data_root,
-                prepared_dir=prepared_dir,
-                device=device,
-                limit=run.limit,
-                untrained_limit=-(-untrained_limit // chapter.cost) if untrained_limit else None,
-                num_workers=0,
-            )
-            compared = made.scores
-            if made.untrained_images < made.images:
-                footnote = f"Untrained: on {made.untrained_images} of the {made.images} {sets.val.unit}."
+            most = -(-untrained_limit // chapter.cost) if untrained_limit else None
+            compared = chapter.compare(run, sets, data_root, prepared_dir, device, most)
         except AutoMoEError as error:
             section.notes.append(f"No baselines: {error}")
     section.world = _world(chapter, sets, data_root)
-    section.compared_names = [name for name in COMPARED if name in compared]
+    section.compared_names = [name for name in COMPARED if name in compared.scores]
     for key, name in chapter.headline:
-        values = [chapter.text(compared[baseline].get(key)) for baseline in section.compared_names]
+        values = [chapter.text(compared.scores[baseline].get(key)) for baseline in section.compared_names]
         section.headline.append({"name": name, "value": chapter.text(run.metrics.get(key)), "compared": values})
-    chapter.add_numbers(section, run, compared, sets)
-    section.headline_notes += [footnote] if footnote else []
+    chapter.add_numbers(section, run, compared.scores, sets)
+    section.headline_notes += [compared.footnote] if compared.footnote else []
     section.charts = _training_charts(chapter, run)
     if sets is not None:
         chapter.add_evidence(section, run, sets, samples, device)

@@ -1,4 +1,7 @@
-"""What the report says of the three BDD100K experts, in percent: detection, drivable area, semantic segmentation."""
+"""What the report says of experts of single images, in percent: boxes, drivable area, semantic segmentation.
+
+`sections_bdd100k` and `sections_carla` have the chapters.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,35 @@ from typing import Any
 
 import numpy as np
 
-from automoe.data.dataset import PreparedDataset
 from automoe.data.prepared import progress_bar
 from automoe.experts.inference import load_expert
 from automoe.report import cases, charts
 from automoe.report.runs import TaskRun
-from automoe.report.sections import COMPARED, Chapter, Section, as_percent, chart, css, picture_row
+from automoe.report.sections import COMPARED, Section, as_percent, chart, css, picture_row
 from automoe.stages.baselines import ABOUT, Scores, Sets, box_counts
-from automoe.stages.bdd100k import component_of
-from automoe.taxonomy import BDD_DETECTION, DRIVABLE, DRIVABLE_COLORS, DRIVABLE_OFFICIAL, SEMANTIC, SEMANTIC_COLORS
+from automoe.stages.kinds import kind_of
+from automoe.taxonomy import (
+    BDD_DETECTION,
+    DETECTION_COLORS,
+    DRIVABLE,
+    DRIVABLE_COLORS,
+    DRIVABLE_OFFICIAL,
+    NUSCENES_COLORS,
+    NUSCENES_DETECTION,
+    SEMANTIC,
+    SEMANTIC_COLORS,
+)
 
-TITLES = {"detection": "Object detection", "drivable": "Drivable area", "segmentation": "Semantic segmentation"}
+_BOX_HEADLINE = (
+    ("AP50/car", "AP50, cars"),
+    ("AP50_common", "AP50, classes with 50 or more boxes"),
+    ("AP50", "AP50, all classes"),
+    ("AP", "AP, all classes"),
+)
 
 HEADLINE = {
-    "detection": (
-        ("AP50/car", "AP50, cars"),
-        ("AP50_common", "AP50, classes with 50 or more boxes"),
-        ("AP50", "AP50, all classes"),
-        ("AP", "AP, all classes"),
-    ),
+    "detection": _BOX_HEADLINE,
+    "nuscenes_2d": _BOX_HEADLINE,
     "drivable": (("mIoU_3class", "mIoU, three classes"), ("mIoU", "mIoU, official (two classes)")),
     "segmentation": (("mIoU", "mIoU"), ("pAcc", "pixel accuracy")),
 }
@@ -37,12 +50,21 @@ PR_CLASSES = 6
 """Precision-recall curves: so many classes with the most true boxes, and at least `PR_BOXES` each."""
 PR_BOXES = 10
 
+PALETTES = {
+    "detection": (BDD_DETECTION, DETECTION_COLORS),
+    "nuscenes_2d": (NUSCENES_DETECTION, NUSCENES_COLORS),
+    "drivable": (DRIVABLE, DRIVABLE_COLORS),
+    "segmentation": (SEMANTIC, SEMANTIC_COLORS),
+}
+"""The classes of each task's labels, and their colours."""
+
 
 # --- numbers ------------------------------------------------------------------------------------------------
 
 
-def _add_numbers(section: Section, run: TaskRun, compared: Mapping[str, Scores], sets: Sets | None) -> None:
-    if run.task == "detection":
+def add_numbers(section: Section, run: TaskRun, compared: Mapping[str, Scores], sets: Sets | None) -> None:
+    """The table of classes, and what of the numbers needs a word."""
+    if _has_boxes(run):
         heat = [run.metrics.get(f"heatmap/{key}") for key in ("AP50/car", "AP50", "AP")]
         if heat[1] is not None:
             said = ", ".join(f"{name} {as_percent(v)}" for name, v in zip(("AP50 of cars", "AP50", "AP"), heat))
@@ -51,25 +73,30 @@ def _add_numbers(section: Section, run: TaskRun, compared: Mapping[str, Scores],
     section.blind = _blind(run, compared)
 
 
+def _has_boxes(run: TaskRun) -> bool:
+    return run.task in ("detection", "nuscenes_2d")
+
+
 def _classes(run: TaskRun, compared: Mapping[str, Scores], sets: Sets | None) -> dict[str, Any]:
     """The table of classes: a bar for the leading metric, and numbers beside it."""
-    if run.task == "detection":
-        keys, names = ("AP50", "AP"), BDD_DETECTION
-    else:
-        keys = ("IoU_3class", "IoU") if run.task == "drivable" else ("IoU",)
-        names = tuple(run.payload["classes"])
+    keys = ("AP50", "AP") if _has_boxes(run) else ("IoU_3class", "IoU") if run.task == "drivable" else ("IoU",)
+    merged = run.payload["model_config"].get("collapse") or {}
     columns = [*keys, *(f"{keys[0]}, {baseline}" for baseline in COMPARED if baseline in compared)]
     counts = None
-    if run.task == "detection" and sets is not None and run.limit is None:
+    if sets is not None and sets.val.task == "detection" and run.limit is None:
         counts = box_counts(sets.val)
         columns.append("true boxes")
     rows = []
-    for index, name in enumerate(names):
+    for index, name in enumerate(run.payload["classes"]):
+        if name in merged:
+            continue
         values = [run.metrics.get(f"{key}/{name}") for key in keys]
         values += [compared[b].get(f"{keys[0]}/{name}") for b in COMPARED if b in compared]
         cells = [as_percent(value) for value in values] + ([f"{counts[index]}"] if counts is not None else [])
-        rows.append({"name": name, "bar": values[0], "cells": cells})
-    return {"columns": columns, "rows": rows, "wide": False, "about": ""}
+        rows.append({"name": name.replace("_", " "), "bar": values[0], "cells": cells})
+    together = ", ".join(f"{name} as {into}" for name, into in merged.items())
+    about = f"The labels don't tell all classes apart; counted together: {together}." if together else ""
+    return {"columns": columns, "rows": rows, "wide": False, "about": about}
 
 
 def _blind(run: TaskRun, compared: Mapping[str, Scores]) -> dict[str, Any] | None:
@@ -87,27 +114,18 @@ def _blind(run: TaskRun, compared: Mapping[str, Scores]) -> dict[str, Any] | Non
     return {"columns": columns, "rows": rows, "about": about} if rows else None
 
 
-def _world(settings: Mapping[str, Any]) -> str:
-    width, height = settings["size"]
-    towns = len(settings["train_towns"]), len(settings["val_towns"])
-    return (
-        f"The pictures are renderings of AutoMoE's embedded world ({width}x{height}, seed {settings['seed']}), "
-        f"from {towns[0]} training towns and {towns[1]} other towns for validation. They are not real BDD100K "
-        "frames, and no number here says anything about those."
-    )
-
-
 # --- single images ------------------------------------------------------------------------------------------
 
 
-def _add_evidence(section: Section, run: TaskRun, sets: Sets, samples: int, device: str) -> None:
+def add_evidence(section: Section, run: TaskRun, sets: Sets, samples: int, device: str) -> None:
     """Predict a sample of the validation set; add its charts and pictures to the section."""
     expert = load_expert(run.checkpoint, device)
     whole = min(sets.val.count, run.limit or sets.val.count)
-    dataset = PreparedDataset(sets.val.path, run.task, expert.transform, limit=min(LOOKED_AT, whole))
+    kind = kind_of(expert.payload, run.checkpoint)
+    dataset = kind.open(expert, sets.val.path, min(LOOKED_AT, whole))
     with progress_bar(f"look at {run.task}") as progress:
         seen = cases.look_at(expert, dataset, progress)
-    sample = f"{len(seen)} of {sets.val.count} validation images"
+    sample = f"{len(seen)} of {sets.val.count} validation {kind.unit}"
     _add_boxes(section, [case for case in seen if isinstance(case, cases.BoxCase)], sample, samples)
     _add_masks(section, [case for case in seen if isinstance(case, cases.MaskCase)], sample, samples)
 
@@ -116,9 +134,14 @@ def _add_boxes(section: Section, seen: Sequence[cases.BoxCase], sample: str, sam
     if not seen:
         return
     threshold = cases.best_threshold(seen)
-    curves = {name: cases.precision_recall(seen, index) for index, name in enumerate(BDD_DETECTION)}
+    names, colors = PALETTES[section.task]
+    curves = {name: cases.precision_recall(seen, index) for index, name in enumerate(names)}
     often = sorted(curves, key=lambda name: -curves[name][1])[:PR_CLASSES]
-    shown = {f"{name} ({curves[name][1]})": curves[name][0] for name in often if curves[name][1] >= PR_BOXES}
+    shown = {
+        f"{name.replace('_', ' ')} ({curves[name][1]})": curves[name][0]
+        for name in often
+        if curves[name][1] >= PR_BOXES
+    }
     svg = charts.line_chart(
         shown,
         x_title="recall, percent",
@@ -145,15 +168,14 @@ def _add_boxes(section: Section, seen: Sequence[cases.BoxCase], sample: str, sam
     for grade, case in cases.pick(with_objects, lambda c: c.score(threshold), samples):
         right, false, missed = case.errors(threshold)
         caption = f"{right} right, {false} false, {missed} missed"
-        section.pictures.append(_pictures(grade, caption, case, cases.draw_box_case(case, threshold)))
+        drawn = cases.draw_box_case(case, threshold, names, colors)
+        section.pictures.append(_pictures(grade, caption, case, drawn))
 
 
 def _add_masks(section: Section, seen: Sequence[cases.MaskCase], sample: str, samples: int) -> None:
     if not seen:
         return
-    names, colors = SEMANTIC, SEMANTIC_COLORS
-    if section.task == "drivable":
-        names, colors = DRIVABLE, DRIVABLE_COLORS
+    names, colors = PALETTES[section.task]
     counts = np.sum([case.counts for case in seen], axis=0)
     svg = charts.confusion_chart(counts, names)
     if svg:
@@ -173,22 +195,3 @@ def _pictures(
     row = case.row
     about = ", ".join(part for part in (row.timeofday, row.weather, row.scene) if part and part != "undefined")
     return picture_row(grade, caption, row.name, about, drawn)
-
-
-CHAPTERS = tuple(
-    Chapter(
-        task=task,
-        dataset="BDD100K",
-        component=component_of(task),
-        title=title,
-        headline=HEADLINE[task],
-        curves=HEADLINE[task],
-        unit="percent",
-        about=ABOUT,
-        cost=1,
-        add_numbers=_add_numbers,
-        add_evidence=_add_evidence,
-        world=_world,
-    )
-    for task, title in TITLES.items()
-)

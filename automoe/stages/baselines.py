@@ -31,7 +31,7 @@ from automoe.files import write_text
 from automoe.geometry import pairwise_iou
 from automoe.metrics.segmentation import SegmentationMetrics
 from automoe.stages.baselines_nuscenes import score_typical_places
-from automoe.stages.kinds import KINDS, Kind
+from automoe.stages.kinds import KINDS, Kind, kind_of
 from automoe.taxonomy import DRIVABLE, DRIVABLE_OFFICIAL, IGNORE_INDEX
 
 Scores = dict[str, float | None]
@@ -83,7 +83,7 @@ def find_sets(payload: Mapping[str, Any], data_root: Path, prepared_dir: Path | 
 
     Raises DataError where there are none.
     """
-    kind, wanted = KINDS[payload["expert"]], dict(payload["dataset_fingerprint"])
+    kind, wanted = kind_of(payload, "this"), dict(payload["dataset_fingerprint"])
     recorded = Path(payload["data_root"]).parent
     try:
         train, val = (PreparedInfo.load(recorded / split) for split in ("train", "val"))
@@ -121,6 +121,8 @@ def baselines(
     payload = checkpoints.load(checkpoint)
     if payload.get("expert") not in KINDS:
         raise CheckpointError(f"{checkpoint} is not an expert's checkpoint; give the best.pth of an expert's run.")
+    if payload.get("dataset") == "carla":
+        raise CheckpointError(f"{checkpoint} was fine-tuned on CARLA; what it is compared with is its source expert.")
     kind, name, preprocess = KINDS[payload["expert"]], payload["expert"], payload["preprocess"]
     sets = find_sets(payload, data_root, prepared_dir)
     key = {

@@ -83,7 +83,7 @@ def evaluate_in(
 ) -> dict[str, float | None]:
     """`evaluate_checkpoint` for processes that have found each other already; several checkpoints in turn are fine."""
     expert = load_expert(checkpoint, dist.device)
-    kind = kind_of(expert)
+    kind = kind_of(expert.payload, checkpoint)
     root = data_root or project_root() / kind.default_root
     options = kind.preparation(expert.payload["preprocess"])
     info = dist.from_main(lambda: _prepare(root, kind.task, split, prepared_dir, options))

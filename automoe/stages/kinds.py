@@ -40,12 +40,13 @@ class Kind:
     decimals: int = 2
 
 
-def kind_of(expert: TrainedExpert) -> Kind:
-    """The kind of a loaded expert. Raises ConfigError for one that has no evaluation set of its own."""
-    kinds = CARLA_KINDS if expert.payload.get("dataset") == "carla" else KINDS
-    if expert.model.kind not in kinds:
-        raise ConfigError(f"{expert.path} is a {expert.model.kind} expert; there is no data set to score it on.")
-    return kinds[expert.model.kind]
+def kind_of(payload: Mapping[str, Any], path: Path | str) -> Kind:
+    """The kind of an expert, from its checkpoint's payload; path: the checkpoint, for the message. Raises ConfigError
+    for one that has no evaluation set of its own."""
+    kinds = CARLA_KINDS if payload.get("dataset") == "carla" else KINDS
+    if payload["expert"] not in kinds:
+        raise ConfigError(f"{path} is a {payload['expert']} expert; there is no data set to score it on.")
+    return kinds[payload["expert"]]
 
 
 def _open_images(expert: TrainedExpert, path: Path, limit: int | None) -> images.PreparedDataset:
