@@ -7,6 +7,28 @@ from __future__ import annotations
 
 import numpy as np
 
+LOOKING_FORWARD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+"""The axes of a camera that looks forward, x right, y down, z forward, as columns in the ego frame (x forward, y left,
+z up)."""
+
+
+def rotation_z(angle: float) -> np.ndarray:
+    """The matrix that turns by `angle` radians, counter-clockwise seen from above."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
+
+
+def rotation_y(angle: float) -> np.ndarray:
+    """The matrix that tips +x downwards by `angle` radians (about the y axis)."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
+
+
+def rotation_x(angle: float) -> np.ndarray:
+    """The matrix that turns by `angle` radians about the x axis (+y towards +z)."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
+
 
 def quaternion_matrix(rotation: np.ndarray) -> np.ndarray:
     """Quaternions [..., 4] (w, x, y, z) of any length but zero to rotation matrices [..., 3, 3]."""

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from automoe.poses import rotation_x, rotation_y, rotation_z
+
 MIRROR = np.diag([1.0, -1.0, 1.0, 1.0])
 """From one frame's points to the other's."""
 
@@ -42,7 +44,7 @@ def pose(location: Mapping[str, float], rotation: Mapping[str, float]) -> np.nda
     """Where CARLA says something is, as T_world_thing [4, 4] of ours."""
     yaw, pitch, roll = (np.radians(rotation[key]) for key in ("yaw", "pitch", "roll"))
     matrix = np.eye(4)
-    matrix[:3, :3] = _turn(2, -yaw) @ _turn(1, -pitch) @ _turn(0, roll)
+    matrix[:3, :3] = rotation_z(-yaw) @ rotation_y(-pitch) @ rotation_x(roll)
     matrix[:3, 3] = vector(location)
     return matrix
 
@@ -92,12 +94,3 @@ def extent(
     ends = size[::-1]
     low, high = np.clip(pixels.min(axis=0), 0, ends), np.clip(pixels.max(axis=0), 0, ends)
     return [*low.tolist(), *high.tolist()] if (high - low > 1.0).all() else None
-
-
-def _turn(axis: int, angle: float) -> np.ndarray:
-    cos, sin = np.cos(angle), np.sin(angle)
-    rotation = np.eye(3)
-    a, b = [(1, 2), (2, 0), (0, 1)][axis]
-    rotation[a, a] = rotation[b, b] = cos
-    rotation[a, b], rotation[b, a] = -sin, sin
-    return rotation

@@ -13,9 +13,7 @@ import numpy as np
 
 from automoe.carla import frame
 from automoe.carla.run import FIELD_OF_VIEW
-
-# Camera points (x right, y down, z forward) from a mount's (x forward, y left, z up).
-_LOOKING = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
+from automoe.poses import LOOKING_FORWARD
 
 
 def pose_of(transform: Any) -> np.ndarray:
@@ -90,7 +88,8 @@ def projected(box: Any, transform: Any, camera: Any, size: tuple[int, int]) -> l
     transform: the actor's, camera: the camera's carla.Transform. size: height and width of the picture.
     """
     height, width = size
-    local = (_corners(box, transform) - pose_of(camera)[:3, 3]) @ pose_of(camera)[:3, :3] @ _LOOKING.T
+    T_world_mount = pose_of(camera)
+    local = (_corners(box, transform) - T_world_mount[:3, 3]) @ T_world_mount[:3, :3] @ LOOKING_FORWARD
     focal = width / 2 / math.tan(math.radians(FIELD_OF_VIEW) / 2)
     return frame.extent(local, (focal, focal), (width / 2, height / 2), size)
 

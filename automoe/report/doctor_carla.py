@@ -17,6 +17,7 @@ from automoe.data.carla_source import CarlaSource, find_carla, split_runs
 from automoe.data.images import decode_jpeg, decode_mask
 from automoe.data.nuscenes import CameraFrame
 from automoe.errors import DataError
+from automoe.poses import LOOKING_FORWARD
 from automoe.report.doctor import condense, findings
 from automoe.report.pictures import contact_sheet, draw_boxes, fit_width, legend, overlay_mask, save_png, stack_rows
 from automoe.report.pictures_3d import draw_camera
@@ -29,7 +30,6 @@ from automoe.taxonomy import (
     SEMANTIC,
     SEMANTIC_COLORS,
 )
-from automoe.world.rig import LOOKING_FORWARD
 
 _CELL_WIDTH = 480
 DRIFT = 0.1

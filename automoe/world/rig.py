@@ -11,11 +11,9 @@ import numpy as np
 
 from automoe.carla import run
 from automoe.carla.frame import flip
+from automoe.poses import LOOKING_FORWARD, rotation_x, rotation_y, rotation_z
 from automoe.world.scene import Camera, Lidar
 from automoe.world.vehicle import AHEAD
-
-# Columns are the camera's x (right), y (down), z (forward) axes in the ego frame (x forward, y left, z up).
-LOOKING_FORWARD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 
 
 def mounted_camera(
@@ -24,20 +22,11 @@ def mounted_camera(
 ) -> Camera:  # fmt: skip
     """A camera at an ego position (metres) with angles in radians: yaw left, pitch down, roll clockwise."""
     focal = width / 2 / np.tan(hfov / 2)
-    turn = _rotation(2, yaw) @ _rotation(1, pitch) @ _rotation(0, roll)
+    turn = rotation_z(yaw) @ rotation_y(pitch) @ rotation_x(roll)
     transform = np.eye(4)
     transform[:3, :3] = turn @ LOOKING_FORWARD
     transform[:3, 3] = position
     return Camera(name, width, height, focal, focal, width / 2, height / 2, transform)
-
-
-def _rotation(axis: int, angle: float) -> np.ndarray:
-    cos, sin = np.cos(angle), np.sin(angle)
-    rotation = np.eye(3)
-    a, b = [(1, 2), (2, 0), (0, 1)][axis]
-    rotation[a, a] = rotation[b, b] = cos
-    rotation[a, b], rotation[b, a] = -sin, sin
-    return rotation
 
 
 def dash_camera(width: int, height: int, rng: np.random.Generator) -> Camera:
@@ -73,7 +62,7 @@ def nuscenes_lidar(columns: int = 1084) -> Lidar:
     """The 32-beam roof LiDAR of a nuScenes car; x of its frame points to the right, y ahead."""
     lidar = roof_lidar(32, columns)
     transform = lidar.T_ego_lidar.copy()
-    transform[:3, :3] = _rotation(2, -np.pi / 2)
+    transform[:3, :3] = rotation_z(-np.pi / 2)
     return replace(lidar, name="LIDAR_TOP", T_ego_lidar=transform)
 
 

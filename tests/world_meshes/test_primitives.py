@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from automoe.poses import rotation_x, rotation_y, rotation_z
 from automoe.world.meshes.primitives import (
     Builder,
     Soup,
@@ -16,9 +17,6 @@ from automoe.world.meshes.primitives import (
     icosphere,
     lathe,
     loft,
-    rotation_x,
-    rotation_y,
-    rotation_z,
     tube,
 )
 from automoe.world.parts import Material

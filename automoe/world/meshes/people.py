@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from automoe.world.meshes.primitives import Builder, Soup, assemble, box, ellipsoid, rotation_z, tube
+from automoe.poses import rotation_z
+from automoe.world.meshes.primitives import Builder, Soup, assemble, box, ellipsoid, tube
 from automoe.world.parts import Asset, Material
 
 SKINS = {

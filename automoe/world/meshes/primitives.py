@@ -55,24 +55,6 @@ def join(soups: Sequence[Soup]) -> Soup:
     return Soup(np.concatenate([s.corners for s in soups]), np.concatenate([s.uv for s in soups]))
 
 
-def rotation_z(angle: float) -> np.ndarray:
-    """The matrix that turns by `angle` radians, counter-clockwise seen from above."""
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
-
-
-def rotation_y(angle: float) -> np.ndarray:
-    """The matrix that tips +x downwards by `angle` radians (about the y axis)."""
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
-
-
-def rotation_x(angle: float) -> np.ndarray:
-    """The matrix that turns by `angle` radians about the x axis (+y towards +z)."""
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
-
-
 UNIT_UV = np.array([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
 """The whole texture upright on a quad that starts at its lower left corner and goes counter-clockwise."""
 
