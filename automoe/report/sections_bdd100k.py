@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from automoe.report.sections import Chapter
-from automoe.report.sections_images import HEADLINE, add_evidence, add_numbers
+from automoe.report.sections_images import image_chapter
 from automoe.stages.baselines import ABOUT
 from automoe.stages.bdd100k import component_of
 
@@ -24,19 +23,6 @@ def _world(settings: Mapping[str, Any]) -> str:
 
 
 CHAPTERS = tuple(
-    Chapter(
-        task=task,
-        dataset="BDD100K",
-        component=component_of(task),
-        title=title,
-        headline=HEADLINE[task],
-        curves=HEADLINE[task],
-        unit="percent",
-        about=ABOUT,
-        cost=1,
-        add_numbers=add_numbers,
-        add_evidence=add_evidence,
-        world=_world,
-    )
+    image_chapter(task, "BDD100K", component_of(task), title, about=ABOUT, world=_world)
     for task, title in TITLES.items()
 )

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from automoe.report.runs import TaskRun
-from automoe.report.sections import Chapter, Compared
-from automoe.report.sections_images import HEADLINE, add_evidence, add_numbers
+from automoe.report.sections import Compared
+from automoe.report.sections_images import image_chapter
 from automoe.stages.baselines import Sets
 from automoe.stages.carla import component_of
 
@@ -43,18 +43,12 @@ def _world(settings: Mapping[str, Any]) -> str:
 
 
 CHAPTERS = tuple(
-    Chapter(
-        task=task,
-        dataset="CARLA",
-        component=component_of(task),
-        title=title,
-        headline=HEADLINE[task],
-        curves=HEADLINE[task],
-        unit="percent",
+    image_chapter(
+        task,
+        "CARLA",
+        component_of(task),
+        title,
         about=ABOUT,
-        cost=1,
-        add_numbers=add_numbers,
-        add_evidence=add_evidence,
         world=_world,
         compare=_compare,
         section=f"carla_{task}",

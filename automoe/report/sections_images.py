@@ -14,7 +14,7 @@ from automoe.data.prepared import progress_bar
 from automoe.experts.inference import load_expert
 from automoe.report import cases, charts
 from automoe.report.runs import TaskRun
-from automoe.report.sections import COMPARED, Section, as_percent, chart, css, picture_row
+from automoe.report.sections import COMPARED, Chapter, Section, as_percent, chart, css, picture_row
 from automoe.stages.baselines import ABOUT, Scores, Sets, box_counts
 from automoe.stages.kinds import kind_of
 from automoe.taxonomy import (
@@ -195,3 +195,20 @@ def _pictures(
     row = case.row
     about = ", ".join(part for part in (row.timeofday, row.weather, row.scene) if part and part != "undefined")
     return picture_row(grade, caption, row.name, about, drawn)
+
+
+def image_chapter(task: str, dataset: str, component: str, title: str, **own: Any) -> Chapter:
+    """The chapter of an expert of single images. own: what of `Chapter` is the data set's: about, world, ..."""
+    return Chapter(
+        task=task,
+        dataset=dataset,
+        component=component,
+        title=title,
+        headline=HEADLINE[task],
+        curves=HEADLINE[task],
+        unit="percent",
+        cost=1,
+        add_numbers=add_numbers,
+        add_evidence=add_evidence,
+        **own,
+    )

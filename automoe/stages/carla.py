@@ -110,16 +110,6 @@ class CarlaNuscenesFlags(CarlaFlags):
     """Boxes that the decoder may say in a picture."""
 
 
-BOX_FLAGS = {
-    "num_queries": "num_queries",
-    "cost_class": "cost_class",
-    "cost_bbox": "cost_bbox",
-    "cost_giou": "cost_giou",
-    "bbox_loss_weight": "bbox_weight",
-}
-"""Flags that set a field of a detection model's config."""
-
-
 @dataclass
 class CarlaStage(ExpertStage[CarlaStageConfig]):
     """Fine-tuning of an image expert. branch: the part of the source's model config that is this expert's own."""
@@ -139,7 +129,7 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
         config = load_stage_config(self.config_type, self.component, flags)
         given = {key: getattr(flags, key) for key in ("layer_decay", "hold_backbone_steps")}
         config = replace(config, **{key: value for key, value in given.items() if value is not None})
-        own = {key: getattr(flags, name, None) for name, key in BOX_FLAGS.items()}
+        own = {key: getattr(flags, name, None) for name, key in nuscenes.MODEL_FLAGS.items()}
         own = {key: value for key, value in own.items() if value is not None}
         if own and self.kind not in ("detection", "nuscenes_2d"):
             raise ConfigError(f"{', '.join(own)} belong to boxes; the {self.kind} expert has none.")
