@@ -8,6 +8,7 @@ so the code above never asks how many there are.
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,6 +16,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
+
+# Its functions take the process group of the moment of import as a default and keep it for ever. DDP imports it when
+# it wraps a model; imported here, before there is a group, it keeps none alive, and `teardown` ends gloo's threads.
+import torch.distributed.nn
 from torch import Tensor
 
 from automoe.engine.memory import keep_freed_memory
@@ -114,9 +119,12 @@ class Distributed:
         return result[0]
 
     def teardown(self) -> None:
-        """Leave the process group. Calling it twice, or in a single process, is fine."""
+        """Leave the process group and end its threads. Calling it twice, or in a single process, is fine."""
         if torch_dist.is_initialized():
             torch_dist.destroy_process_group()
+            # A wrapped model in a reference cycle still holds the group. A thread of gloo's that lets go of a tensor
+            # while the interpreter shuts down aborts the process, so none may be left by then.
+            gc.collect()
 
     def __enter__(self) -> Distributed:
         return self

@@ -128,6 +128,8 @@ def main() -> int:
         with distributed.setup(arguments.pop("device")) as dist:
             torch.set_num_threads(1)
             print(f"result {train(arguments.pop('run_dir'), dist=dist, **arguments)}", flush=True)
+        threads = sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+        print(f"threads {' '.join(threads)}", flush=True)
     except AutoMoEError as error:
         print(error, file=sys.stderr)
         return 2
