@@ -4,24 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# The demo: sizes that end within minutes on two cores. The validation frames are the benchmark split, always the same.
-DEMO_DATA ?= datasets/embedded/bdd100k
-DEMO_TRAIN ?= 800
-DEMO_VAL ?= 500
-DEMO_NUSCENES ?= datasets/embedded/nuscenes
-DEMO_SCENES ?= 8
-DEMO_VAL_SCENES ?= 8
-DEMO_OUTPUT ?= .
-DEMO_REPORT ?= reports/demo/index.html
-
 .PHONY: help demo test lint types format env dev devkit system clean-demo
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 demo: system env  ## from nothing to four trained experts and a report, in minutes, without data or GPU
-	@bash scripts/demo.sh "$(BIN)" "$(DEMO_DATA)" "$(DEMO_TRAIN)" "$(DEMO_VAL)" "$(DEMO_NUSCENES)" "$(DEMO_SCENES)" \
-	  "$(DEMO_VAL_SCENES)" "$(DEMO_OUTPUT)" "$(DEMO_REPORT)"
+	@BIN="$(BIN)" bash scripts/demo.sh  # its sizes are variables: see there
 
 test: system dev  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -62,4 +51,4 @@ devkit: dev  ## the official nuScenes devkit and CARLA's client, for the tests t
 	@$(BIN)/uv pip install --python $(BIN)/python --no-deps nuscenes-devkit==1.2.0  # it asks for an older numpy
 
 clean-demo:  ## remove what the demo made
-	rm -rf datasets/embedded models/checkpoints/*_expert/tiny models/runs/*_expert/tiny reports/demo
+	rm -rf datasets/embedded models/checkpoints/*/tiny models/runs/*/tiny reports/demo
