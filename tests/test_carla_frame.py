@@ -1,9 +1,11 @@
-"""CARLA's axes and ours: against the real client, against real ego logs, and against each other."""
+"""CARLA's axes and ours: against the real client, real maps and real drives, and against each other."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -83,3 +85,61 @@ def test_real_logs_move_where_they_look(fixtures, name: str) -> None:
     turning = (np.abs(steer) > 0.1) & (speed[:-1] > 2.0)
     if turning.sum() > 10:
         assert np.corrcoef(steer[turning], np.diff(yaw)[turning])[0, 1] < -0.9
+
+
+def real_map(fixtures, town: str):
+    """One of CARLA's own maps in the real client, and its OpenDRIVE tree."""
+    carla = pytest.importorskip("carla", reason="the real client comes with `pip install automoe[carla]`")
+    folder = fixtures("carla_maps") / "src/py123d/parser/opendrive/carla_maps"
+    text = gzip.decompress((folder / f"{town}.xodr.gz").read_bytes()).decode()
+    return carla.Map(town, text), ElementTree.fromstring(text)
+
+
+@pytest.mark.parametrize("town", ["Town01", "Town02", "Town10HD"])
+def test_roads_of_real_maps_lie_where_opendrive_draws_them(fixtures, town: str) -> None:
+    """Our frame is OpenDRIVE's: lanes with a positive number are left of the reference line and lead against it."""
+    said, tree = real_map(fixtures, town)
+    checked = {1: 0, -1: 0}
+    for road in tree.iter("road"):
+        driving = {int(lane.get("id", "0")) for lane in road.iter("lane") if lane.get("type") == "driving"}
+        for piece in road.iter("geometry"):
+            s, x, y, heading = (float(piece.get(key, "nan")) for key in ("s", "x", "y", "hdg"))
+            for lane in driving:
+                waypoint = said.get_waypoint_xodr(int(road.get("id", "-1")), lane, s + 0.01)
+                if waypoint is None:
+                    continue
+                at = waypoint.transform
+                T = frame.pose(frame.location_of(at.location), frame.rotation_of(at.rotation))
+                ahead = np.array([np.cos(heading), np.sin(heading)])
+                offset = T[:2, 3] - [x, y]
+                side = 1 if lane > 0 else -1
+                assert offset @ ahead == pytest.approx(0.0, abs=0.1)
+                assert 0.5 < side * (ahead[0] * offset[1] - ahead[1] * offset[0]) < 30.0
+                assert -side * (T[:2, 0] @ ahead) > 0.99
+                checked[side] += 1
+    assert min(checked.values()) > 20
+
+
+def test_a_real_recording_drives_on_its_map(fixtures) -> None:
+    """A car of CARLA's recorder, in centimetres, keeps to a lane of Town05 and looks where that leads."""
+    said, _ = real_map(fixtures, "Town05")
+    carla = pytest.importorskip("carla")
+    lines = (fixtures("carla_recorder_log") / "parsed/scenario1_replay.txt").read_text()
+    told = re.findall(r"Id: 448 Location: \((.+?), (.+?), (.+?)\) Rotation \((.+?), (.+?), (.+?)\)", lines)
+    poses = []
+    for x, y, z, roll, pitch, yaw in (map(float, one) for one in told):
+        location = {"x": x / 100.0, "y": y / 100.0, "z": z / 100.0}
+        poses.append(frame.pose(location, {"roll": roll, "pitch": pitch, "yaw": yaw}))
+    assert len(poses) == 202
+    for T in poses:
+        location, _ = frame.say_pose(T)
+        at = said.get_waypoint(carla.Location(**location)).transform
+        lane = frame.pose(frame.location_of(at.location), frame.rotation_of(at.rotation))
+        assert np.linalg.norm(lane[:2, 3] - T[:2, 3]) < 0.6
+        assert lane[:2, 0] @ T[:2, 0] > np.cos(np.radians(5.0))
+
+    gone = np.diff([T[:2, 3] for T in poses], axis=0)
+    looked = np.array([T[:2, 0] for T in poses[:-1]])
+    distance = np.linalg.norm(gone, axis=1)
+    assert distance.sum() > 50.0
+    assert (np.sum(gone * looked, axis=1)[distance > 0.1] > 0.99 * distance[distance > 0.1]).all()

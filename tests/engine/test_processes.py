@@ -83,7 +83,8 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
     assert len(results) == 2
     # A thread of gloo's that were alive while the interpreter shuts down could abort a process that is done.
     threads = [line for line in printed.splitlines() if line.startswith("threads ")]
-    assert len(threads) == 2 and not any("gloo" in line for line in threads), threads
+    assert len(threads) == 2
+    assert not any("gloo" in line for line in threads), threads
     # Both ranks hold the same metrics: they evaluated the same weights and gathered the same errors.
     assert len({line.split("metrics=")[1].split("steps=")[0] for line in results}) == 1
     two, one = read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one")
