@@ -300,6 +300,7 @@ CARLA_TAG_TO_SEMANTIC: dict[str, str | None] = {
 
 CARLA_BLUEPRINTS: dict[str, str] = {
     "vehicle.carlamotors.carlacola": "truck",
+    "vehicle.carlacola.actors": "truck",
     "vehicle.carlamotors.european_hgv": "truck",
     "vehicle.carlamotors.firetruck": "truck",
     "vehicle.firetruck.actors": "truck",

@@ -27,8 +27,21 @@ from automoe.taxonomy import CARLA_TAG_COLORS, CARLA_TAG_COLORS_BEFORE, CARLA_TA
 LOOKED_AT = 5
 """Tag pictures from which a version is guessed."""
 
+WEATHER_NUMBERS = ("cloudiness", "precipitation", "wetness", "fog_density", "sun_altitude_angle")
+WEATHER_WORDS = ("weather", "timeofday")
+"""What is read of a config's weather: CARLA's parameters, and BDD100K's words."""
+
 MOVED = 0.1
 """Metres between two frames after which the same picture twice is a camera that hung."""
+
+PARTS: Mapping[str, str] = {
+    "tags": f"segmentation/{LABELLED}",
+    "drivable": f"drivable/{LABELLED}",
+    "lidar": "lidar",
+    "boxes": f"annots/{LABELLED}",
+    "boxes3d": "boxes3d",
+}
+"""What a run may have beside pictures, and where."""
 
 _SMALLEST = 100
 """Bytes below which a PNG can hold no picture."""
@@ -79,9 +92,9 @@ class Run:
     """A run whose config and log could be read.
 
     name: its folder, from the tree's root on. town: the map's name, without its folder and `_Opt`. steps: its frames,
-    in order, without those that the log tells twice or breaks off in. cameras: those with pictures. has: which of tags,
-    drivable, lidar, boxes, boxes3d there are. tick: seconds; stride: ticks from frame to frame. problems: sentences
-    about what is missing, doubled or left over.
+    in order, without those that the log tells twice or breaks off in. weather: what the config says of it, checked
+    numbers and words. cameras: those with pictures. parts: for each of PARTS that there is, the stems of its files.
+    tick: seconds; stride: ticks from frame to frame. problems: sentences about what is missing, doubled or left over.
     """
 
     folder: Path
@@ -90,13 +103,17 @@ class Run:
     weather: Mapping[str, Any]
     steps: tuple[Step, ...]
     cameras: tuple[str, ...]
-    has: frozenset[str]
+    parts: Mapping[str, frozenset[str]]
     tick: float
     stride: int
     said_version: str | None
     sensors: Mapping[str, Any]
     split: str | None
     problems: tuple[str, ...]
+
+    def has(self, part: str, step: Step | None = None) -> bool:
+        """Whether there is a file of a part at a frame, or at any."""
+        return part in self.parts if step is None else step.name in self.parts.get(part, ())
 
     def image(self, camera: str, step: Step) -> Path:
         """A picture's file."""
@@ -147,7 +164,8 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
     where the run can't be used as a whole."""
     config = _json(folder / "config.json", dict, "was it broken off while it was recorded?")
     log = _json(folder / "vehicle_log.json", list, "was it broken off while it was recorded?")
-    tick = float(config.get("tick_seconds", run.TICK))
+    where = str(folder / "config.json")
+    tick = _positive(config, "tick_seconds", run.TICK, where)
     problems: list[str] = []
     steps: dict[int, Step] = {}
     for index, record in enumerate(log):
@@ -163,12 +181,8 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
         steps[step.number] = step
     ordered = [steps[number] for number in sorted(steps)]
     cameras = [name for name in _folders(folder / "images") if any((folder / "images" / name).glob("*.png"))]
-    parts = {
-        "tags": f"segmentation/{LABELLED}", "drivable": f"drivable/{LABELLED}", "lidar": "lidar",
-        "boxes": f"annots/{LABELLED}", "boxes3d": "boxes3d",
-    }  # fmt: skip
-    has = {part for part, place in parts.items() if (folder / place).is_dir() and any((folder / place).iterdir())}
-    stride, weather = _stride(ordered, config), config.get("weather") or {}
+    parts = {part: frozenset(_stems(folder / place)) for part, place in PARTS.items()}
+    stride = int(_positive(config, "save_every_n", _usual_stride(ordered), where))
     problems += _left_over(folder, cameras, steps) + _gaps(folder, ordered, stride)
     if not ordered:
         raise DataError(f"{folder} has no usable frame{'; ' + problems[0] if problems else ''}")
@@ -176,15 +190,15 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
         folder,
         folder.relative_to(root or folder.parent).as_posix(),
         str(config.get("map", "unknown")).rsplit("/", 1)[-1].removesuffix("_Opt"),
-        weather if isinstance(weather, dict) else {"preset": weather},
+        _weather(config.get("weather"), where),
         tuple(ordered),
         tuple(sorted(cameras, key=lambda name: (name not in run.CAMERAS, name))),
-        frozenset(has),
+        {part: names for part, names in parts.items() if names},
         tick,
         stride,
-        config.get("carla_version"),
-        config.get("sensors") or {},
-        config.get("split"),
+        _text(config, "carla_version", where),
+        _sensors(config.get("sensors"), where),
+        _text(config, "split", where),
         tuple(problems),
     )
 
@@ -201,6 +215,61 @@ def _json(path: Path, kind: type, hint: str) -> Any:
     return content
 
 
+def _positive(config: Mapping[str, Any], key: str, usual: float, where: str) -> float:
+    """A number above 0 of a config; the usual one where it says nothing."""
+    said = config.get(key)
+    if said is None:
+        return usual
+    if isinstance(said, bool) or not isinstance(said, int | float) or not 0 < said < math.inf:
+        raise DataError(f"{where}: {key} is {said!r}, not a number above 0")
+    return said
+
+
+def _text(config: Mapping[str, Any], key: str, where: str) -> str | None:
+    said = config.get(key)
+    if said is not None and not isinstance(said, str):
+        raise DataError(f"{where}: {key} is {said!r}, not text in quotes")
+    return said
+
+
+def _weather(said: Any, where: str) -> dict[str, Any]:
+    """Checked numbers and words of a config's weather; what it doesn't say, or says null for, is left out. The name of
+    a preset alone tells nothing that a model could use."""
+    if not isinstance(said, dict):
+        return {}
+    found: dict[str, Any] = {}
+    for key, value in said.items():
+        if key in WEATHER_WORDS and isinstance(value, str):
+            found[key] = value
+        elif key in WEATHER_NUMBERS and value is not None:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise DataError(f"{where}: the weather's {key} is {value!r}, not a finite number")
+            found[key] = float(value)
+    return found
+
+
+def _sensors(said: Any, where: str) -> dict[str, Any]:
+    """What a config says of its sensors. Raises DataError where a mounting is not made of numbers."""
+    if said is None:
+        return {}
+    if not isinstance(said, dict) or not all(isinstance(one, dict) for one in said.values()):
+        raise DataError(f"{where}: sensors is no table of sensors")
+    for name, one in said.items():
+        try:
+            known = np.isfinite(mounting_of(one, {"x": 0.0, "y": 0.0, "z": 0.0})).all()
+            known &= 0.0 < float(one.get("fov", run.FIELD_OF_VIEW)) < 180.0
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{where}: the mounting of {name} cannot be read ({error!r})") from error
+        if not known:
+            raise DataError(f"{where}: the mounting of {name} holds numbers that make no sense")
+    return said
+
+
+def _stems(place: Path) -> list[str]:
+    """Of a folder's files, their names without the last suffix."""
+    return [Path(entry.name).stem for entry in os.scandir(place) if entry.is_file()] if place.is_dir() else []
+
+
 def _folders(place: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(place) if entry.is_dir()) if place.is_dir() else []
 
@@ -214,34 +283,40 @@ def _step(record: Any, tick: float, where: str) -> Step:
         speed = frame.vector(velocity)
         controls = (float(control["throttle"]), float(control["steer"]), float(control["brake"]))
         acceleration = record.get("acceleration")
+        pushed = None if acceleration is None else frame.vector(acceleration)
         turning = record.get("angular_velocity")
+        yaw_rate = None if turning is None else frame.yaw_rate(float(turning["z"]))
         route = record.get("route") or {}
         targets = frame.flip(np.array(route.get("target_points", []), np.float64).reshape(-1, 2))
         light = record.get("traffic_light") or {}
         light = light if isinstance(light, dict) else {"state": light}
         limit = record.get("speed_limit_kmh")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        limit = None if limit is None else float(limit) / 3.6
+        command = _command(route.get("command"))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{where} is not complete ({type(error).__name__}: {error})") from error
-    if not (np.isfinite(T_world_ego).all() and np.isfinite(speed).all() and np.isfinite(controls).all()):
+    told = (T_world_ego, speed, controls, targets, pushed, yaw_rate, limit)
+    if not all(np.isfinite(value).all() for value in told if value is not None):
         raise DataError(f"{where} (frame {number}) holds numbers that are not finite")
-    inward = np.linalg.inv(T_world_ego)
-    local = targets @ inward[:2, :2].T + inward[:2, 3]
+    # Targets have no height: they are seen from above, whatever the slope that the car stands on.
+    cos, sin = T_world_ego[:2, 0] / np.linalg.norm(T_world_ego[:2, 0])
+    local = (targets - T_world_ego[:2, 3]) @ np.array([[cos, -sin], [sin, cos]])
     ego = EgoState(
         T_world_ego,
         float(np.linalg.norm(speed)),
         speed,
-        np.full(3, np.nan) if acceleration is None else frame.vector(acceleration),
-        math.nan if turning is None else frame.yaw_rate(float(turning["z"])),
+        np.full(3, np.nan) if pushed is None else pushed,
+        math.nan if yaw_rate is None else yaw_rate,
         controls,
     )
     return Step(
         number,
         number * tick,
         ego,
-        _command(route.get("command")),
+        command,
         local,
         str(light.get("state", "")).lower(),
-        math.nan if limit is None else float(limit) / 3.6,
+        math.nan if limit is None else limit,
     )
 
 
@@ -250,10 +325,8 @@ def _command(option: Any) -> int:
     return -1 if option not in range(1, 7) else min(int(option), 4) - 1
 
 
-def _stride(steps: Sequence[Step], config: Mapping[str, Any]) -> int:
-    """Ticks from frame to frame: as the config says, or as most of the log does."""
-    if config.get("save_every_n"):
-        return int(config["save_every_n"])
+def _usual_stride(steps: Sequence[Step]) -> int:
+    """Ticks from frame to frame, as most of a log has them."""
     apart = Counter(np.diff([step.number for step in steps]).tolist())
     return max(apart, key=lambda gap: apart[gap]) if apart else run.SAVE_EVERY
 
@@ -307,6 +380,22 @@ def read_picture(path: Path) -> np.ndarray:
     if picture.ndim == 2:
         return np.repeat(picture[..., None], 3, axis=2)
     return np.ascontiguousarray(picture[..., 2::-1])
+
+
+def repeated(one: Run, camera: str) -> dict[str, str]:
+    """The frames, by name, whose picture is the one before although the car has moved, each with a sentence: a camera
+    that hung."""
+    found: dict[str, str] = {}
+    before: Step | None = None
+    for step in one.steps:
+        image = one.image(camera, step)
+        if before is not None:
+            gone = float(np.linalg.norm(step.ego.T_world_ego[:2, 3] - before.ego.T_world_ego[:2, 3]))
+            if gone > MOVED and same_picture(image, one.image(camera, before)):
+                found[step.name] = f"{image} is the picture of frame {before.number} again, {gone:.1f} m farther on"
+                continue
+        before = step
+    return found
 
 
 def same_picture(one: Path, other: Path) -> bool:
@@ -371,26 +460,32 @@ def _from_colours(picture: np.ndarray, version: str, path: Path) -> np.ndarray:
 
 
 def guess_version(paths: Sequence[Path]) -> tuple[str, str]:
-    """Whose tags some pictures have, by what lies before the car, and a sentence about it. Raises DataError."""
-    roads = {version: names.index("road") for version, names in CARLA_TAGS.items()}
-    votes = Counter[str]()
+    """Whose tags some pictures have, by what lies before the car, and a sentence about it. Raises DataError where no
+    picture tells: there a person has to."""
+    streets = {version: [names.index(name) for name in ("road", "road line")] for version, names in CARLA_TAGS.items()}
+    votes, seen = Counter[str](), 0
     for path in [path for path in paths if path.is_file()][:: max(1, len(paths) // LOOKED_AT)][:LOOKED_AT]:
-        picture = read_png(path)
-        height, width = picture.shape[:2]
-        before = picture[int(height * 0.8) :, int(width * 0.4) : int(width * 0.6)]
+        picture, seen = read_png(path), seen + 1
         if _is_coloured(picture):
             votes[_version_of_colours(picture[..., 2::-1])] += 1
             continue
+        height, width = picture.shape[:2]
+        before = picture[int(height * 0.8) :, int(width * 0.4) : int(width * 0.6)]
         tags = before[..., 2] if picture.ndim == 3 else before
-        counts = {version: int((tags == road).sum()) for version, road in roads.items()}
-        votes[max(counts, key=lambda version: counts[version])] += 1
-    if not votes:
-        raise DataError("no semantic picture from which CARLA's version could be guessed")
-    version = votes.most_common(1)[0][0]
+        counts = Counter({version: int(np.isin(tags, street).sum()) for version, street in streets.items()})
+        (first, most), (_, second) = counts.most_common(2)
+        if most > second:
+            votes[first] += 1
+    (version, most), *others = votes.most_common() or [("", 0)]
+    if not most or (others and others[0][1] == most):
+        raise DataError(
+            f"config.json does not say its carla_version, and none of {seen} semantic pictures shows which order of "
+            "tags they are in; say it in config.json"
+        )
     since = "from 0.9.14 on" if version == "0.9.14" else "before 0.9.14"
     return version, (
-        f"config.json does not say its carla_version; by the road before the car ({votes[version]} of "
-        f"{votes.total()} pictures) the tags are those {since}. Say it in config.json if that is wrong"
+        f"config.json does not say its carla_version; by the road before the car ({most} of {seen} pictures) the tags "
+        f"are those {since}. Say it in config.json if that is wrong"
     )
 
 

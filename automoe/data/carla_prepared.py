@@ -3,7 +3,7 @@
 One set serves all experts and the policy. Columns, in our frame (x forward, y left, z up; metres, radians, m/s), the
 ego's origin on the ground under the car's middle:
 
-    name, run, town; frame: CARLA's tick; time: seconds from the run's start
+    name, run, town; frame: CARLA's tick; time: seconds from the run's start; interval: seconds from frame to frame
     images: a JPEG for each of the set's cameras; heights, widths
     semantic, drivable: 8-bit PNG of trainIds and of taxonomy.DRIVABLE; empty where the run has none
     has_boxes; boxes (pixel xyxy of the front camera), labels (BDD100K's), ignored, occluded, truncated
@@ -45,6 +45,7 @@ def features() -> Any:
 
     real, whole, size, text = Value("float64"), Value("int64"), Value("int32"), Value("string")
     columns: dict[str, Any] = {"name": text, "run": text, "town": text, "frame": whole, "time": real}
+    columns |= {"interval": real}
     columns |= {"images": List(Value("binary")), "heights": List(size), "widths": List(size)}
     columns |= {"semantic": Value("binary"), "drivable": Value("binary"), "has_boxes": Value("bool")}
     columns |= {"T_world_ego": List(real), "speed": real, "velocity": List(real), "acceleration": List(real)}
@@ -121,43 +122,58 @@ def _filled(column: Any) -> np.ndarray:
     return np.concatenate([np.diff(one) > 0 for one in ends]) if ends else np.zeros(0, bool)
 
 
+_SMALL = (
+    "time", "interval", "speed", "yaw_rate", "command", "speed_limit", "velocity", "acceleration", "control",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class TimeIndex:
-    """What of all frames is small: enough to know, without touching a picture, which windows of time there are.
+    """What of all frames is small: enough to know, without touching a picture, which windows of time there are and how
+    the car moved in them. Rows of a run follow each other in time.
 
-    run: int64 [N], a number for each run; frame: int64 [N]; T_world_ego: float64 [N, 4, 4]; speed: float64 [N];
-    control: float64 [N, 3]. Rows of a run follow each other in time.
+    run: int64 [N], a place in `runs`; frame: int64 [N]; T_world_ego: float64 [N, 4, 4]; targets: float64 [N, K, 2], ego
+    frame, NaN where there are fewer; columns: float64 [N] or [N, 3] for each of the columns time, interval, speed,
+    yaw_rate, command, speed_limit, velocity, acceleration and control.
     """
 
     runs: tuple[str, ...]
     run: np.ndarray
     frame: np.ndarray
     T_world_ego: np.ndarray
-    speed: np.ndarray
-    control: np.ndarray
+    targets: np.ndarray
+    columns: Mapping[str, np.ndarray]
 
     @classmethod
     def load(cls, path: Path | str) -> TimeIndex:
-        """Of a prepared set; kilobytes for thousands of frames."""
+        """Of a prepared set; some hundred bytes a frame."""
         table = open_rows(PreparedInfo.load(path).path).data
         names = table.column("run").to_pylist()
         runs = tuple(dict.fromkeys(names))
         number = {name: index for index, name in enumerate(runs)}
+        ahead = table.column("targets").to_pylist()
+        targets = np.full((len(ahead), max(map(len, ahead), default=0), 2), np.nan)
+        for row, points in zip(targets, ahead, strict=True):
+            row[: len(points)] = np.reshape(points, (-1, 2))
         return cls(
             runs,
-            np.array([number[name] for name in names]),
+            np.array([number[name] for name in names], np.int64),
             np.array(table.column("frame").to_pylist(), np.int64),
             np.array(table.column("T_world_ego").to_pylist(), np.float64).reshape(-1, 4, 4),
-            np.array(table.column("speed").to_pylist(), np.float64),
-            np.array(table.column("control").to_pylist(), np.float64).reshape(-1, 3),
+            targets,
+            {key: np.array(table.column(key).to_pylist(), np.float64) for key in _SMALL},
         )
 
-    def windows(self, past: int, future: int, stride: int) -> np.ndarray:
-        """The rows int64 [W] that have `past` frames before and `future` after them in the same run without a gap;
-        stride: ticks from frame to frame."""
-        count = len(self.run)
-        step = (np.diff(self.frame) == stride) & (np.diff(self.run) == 0)
+    def windows(self, past: int, future: int) -> np.ndarray:
+        """The rows int64 [W] that have `past` frames before and `future` after them in the same run without a gap and
+        with a known place."""
+        count, time, interval = len(self.run), self.columns["time"], self.columns["interval"]
+        known = np.atleast_1d(np.isfinite(self.T_world_ego.reshape(count, 16)).all(axis=1))
+        # Without a clock there is no step: NaN compares as false.
+        step = (np.abs(np.diff(time) - interval[1:]) < 0.1 * interval[1:]) & (np.diff(self.run) == 0)
+        step = step & known[1:] & known[:-1]
         # Of the N - 1 steps between rows, how many up to each row are sound: a window is one run of sound steps.
         sound = np.concatenate([[0], np.cumsum(step)])
         rows = np.arange(past, count - future)
-        return rows[sound[rows + future] - sound[rows - past] == past + future] if len(rows) else rows
+        rows = rows[sound[rows + future] - sound[rows - past] == past + future] if len(rows) else rows
+        return rows[known[rows]]

@@ -6,10 +6,11 @@ The columns are told in `carla_prepared.py`, which reads them back.
 from __future__ import annotations
 
 import hashlib
+import math
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ class CarlaSource:
         for folder in self.folders:
             try:
                 one = carla.read_run(folder, self.root)
-                if "tags" in one.has:
+                if one.has("tags"):
                     _ = one.version  # a run whose tags nobody can read is no use
                 missing = [camera for camera in self.cameras if camera not in one.cameras]
                 if missing:
@@ -182,8 +183,9 @@ class CarlaSource:
         splits, or scores would not be of what was trained."""
         runs = self._read[0]
         coarse = self.labels == "coarse" or not all(map(_tells_classes, runs))
-        old = self.labels == "coarse" or any("tags" in one.has and one.version[0] == "0.9.0" for one in runs)
-        road = any("drivable" not in one.has for one in runs)
+        old = self.labels == "coarse" or any(one.has("tags") and one.version[0] == "0.9.0" for one in runs)
+        # Where lanes are not recorded, the road in the tags is what there is of drivable area.
+        road = any(one.has("tags") and not one.has("drivable") for one in runs)
         return {
             "detection": COARSE_DETECTION if coarse else {},
             "segmentation": COARSE_SEMANTIC if old else {},
@@ -200,18 +202,14 @@ class CarlaSource:
         quarantined = list(self._read[1]) if self.split == "train" else []
         records = []
         for one in self._runs:
-            before: Step | None = None
+            hung = {camera: carla.repeated(one, camera) for camera in self.cameras}
             for step in one.steps:
-                image = one.image(run.LABELLED, step)
-                gone = before is not None and np.linalg.norm(
-                    step.ego.T_world_ego[:2, 3] - before.ego.T_world_ego[:2, 3]
-                )
-                if before and gone > carla.MOVED and carla.same_picture(image, one.image(run.LABELLED, before)):
-                    reason = f"{image} is the picture of frame {before.number} again, {gone:.1f} m farther on"
-                    quarantined.append(quarantine(f"{one.name}/{step.name}", reason, [image]))
-                    continue
-                records.append((one, step))
-                before = step
+                reasons = [(camera, found[step.name]) for camera, found in hung.items() if step.name in found]
+                if reasons:
+                    camera, reason = reasons[0]
+                    quarantined.append(quarantine(f"{one.name}/{step.name}", reason, [one.image(camera, step)]))
+                else:
+                    records.append((one, step))
         return records, quarantined
 
     def notes(self) -> tuple[str, ...]:
@@ -220,12 +218,26 @@ class CarlaSource:
         for part, words in (
             ("tags", "semantic tags"), ("boxes", "boxes"), ("lidar", "LiDAR"), ("drivable", "lanes for drivable area"),
         ):  # fmt: skip
-            without = [one.name for one in runs if part not in one.has]
+            without = [one.name for one in runs if not one.has(part)]
             if without:
                 found.append(f"{len(without)} of {len(runs)} runs have no {words}, {without[0]} the first")
+            single = [(one, step) for one in runs if one.has(part) for step in one.steps if not one.has(part, step)]
+            if single:
+                found.append(f"{len(single)} single frames have no {words}, {self.name(single[0])} the first")
+        blind = [one.name for one in runs if one.has("boxes") and not one.has("tags") and not _tells_visible(one)]
+        if blind:
+            found.append(
+                f"{len(blind)} runs have boxes without what is hidden, and no tags to tell: what stands behind walls "
+                f"counts as seen, {blind[0]} the first"
+            )
+        sizes = Counter(tuple(self._size_of(one, run.LABELLED)) for one in runs)
+        if len(sizes) > 1:
+            found.append(
+                "pictures have several sizes: " + ", ".join(f"{w}x{h} in {n} runs" for (h, w), n in sizes.items())
+            )
         for one in runs:
             found += one.problems
-            if "tags" in one.has and one.version[1]:
+            if one.has("tags") and one.version[1]:
                 found.append(f"{one.name}: {one.version[1]}")
         for task, joined in self.collapse.items():
             if joined:
@@ -243,16 +255,13 @@ class CarlaSource:
         one, step = record
         found = [one.image(camera, step) for camera in self.cameras]
         parts = {"tags": one.tags, "drivable": one.drivable, "boxes": one.boxes, "boxes3d": one.boxes3d}
-        return (*found, *(place(step) for part, place in parts.items() if part in one.has))
+        return (*found, *(place(step) for part, place in parts.items() if one.has(part, step)))
 
     def key(self, record: tuple[Run, Step]) -> bytes:
         one, step = record
-        words = (one.name, one.town, step.number, step.time, step.command, step.light, dict(one.weather), self.collapse)
-        version = one.version[0] if "tags" in one.has else None
-        digest = hashlib.sha256(repr((words, version, step.ego.control, step.speed_limit)).encode())
-        for array in (step.ego.T_world_ego, step.ego.velocity, step.ego.acceleration, step.targets):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.digest()
+        version = one.version[0] if one.has("tags") else None
+        told = [one.has(part, step) for part in carla.PARTS]
+        return hashlib.sha256(repr((_log_columns(one, step), version, told, self.collapse)).encode()).digest()
 
     def row(self, record: tuple[Run, Step]) -> tuple[dict[str, Any], list[str]]:
         one, step = record
@@ -260,40 +269,26 @@ class CarlaSource:
         front = images[self.cameras.index(run.LABELLED)]
         height, width = front.shape[:2]
         semantic = drivable = None
-        if "tags" in one.has:
+        if one.has("tags", step):
             semantic = self._semantic(one, step, (height, width))
-        if "drivable" in one.has:
+        if one.has("drivable", step):
             drivable = self._drivable(one, step, (height, width))
-        elif semantic is not None:
+        elif semantic is not None and not one.has("drivable"):
             background, road = DRIVABLE.index("background"), semantic == SEMANTIC.index("road")
             drivable = np.where(road, DRIVABLE.index("direct"), background).astype(np.uint8)
-        boxes, rejected = self._boxes(one, step, (height, width), semantic) if "boxes" in one.has else (_NO_BOXES, [])
-        ego, weather = step.ego, _weather(one.weather)
+        boxed = one.has("boxes", step)
+        boxes, rejected = self._boxes(one, step, (height, width), semantic) if boxed else (_NO_BOXES, [])
         row: dict[str, Any] = {
             "name": self.name(record),
-            "run": one.name,
-            "town": one.town,
-            "frame": step.number,
-            "time": step.time,
             "images": [simplejpeg.encode_jpeg(image, quality=JPEG_QUALITY, colorspace="RGB") for image in images],
             "heights": [image.shape[0] for image in images],
             "widths": [image.shape[1] for image in images],
             "semantic": b"" if semantic is None else encode_mask(semantic),
             "drivable": b"" if drivable is None else encode_mask(drivable),
-            "has_boxes": "boxes" in one.has,
-            "T_world_ego": ego.T_world_ego.ravel().tolist(),
-            "speed": ego.speed,
-            "velocity": ego.velocity.tolist(),
-            "acceleration": ego.acceleration.tolist(),
-            "yaw_rate": ego.yaw_rate,
-            "control": list(ego.control),
-            "command": step.command,
-            "targets": step.targets.tolist(),
-            "light": step.light,
-            "speed_limit": step.speed_limit,
-            **weather,
+            "has_boxes": boxed,
+            **_log_columns(one, step),
             **boxes,
-            "boxes3d": self._boxes3d(one, step) if "boxes3d" in one.has else [],
+            "boxes3d": self._boxes3d(one, step) if one.has("boxes3d", step) else [],
         }
         return row, rejected
 
@@ -335,9 +330,10 @@ class CarlaSource:
                 xyxy = box["visible_bbox"] if told else box["bbox"]
                 if xyxy is None:
                     continue  # wholly hidden
-                values = np.clip(np.asarray(xyxy, np.float64).reshape(4), 0, limit)
+                values = np.asarray(xyxy, np.float64).reshape(4)
                 if not np.isfinite(values).all():
                     raise ValueError("it is not finite")
+                values = np.clip(values, 0, limit)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 rejected.append(f"{where} cannot be read ({error})")
                 continue
@@ -370,38 +366,50 @@ class CarlaSource:
                 T_ego_box = inward @ frame.pose(box["location"], box["rotation"])
                 speed = inward[:3, :3] @ frame.vector(box["velocity"])
                 extent = [2 * float(box["extent"][axis]) for axis in "xyz"]
-            except (KeyError, TypeError, ValueError) as error:
-                raise DataError(f"{one.boxes3d(step)} has a box that cannot be read ({error})") from error
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise DataError(f"{one.boxes3d(step)} has a box that cannot be read ({error!r})") from error
             yaw = float(np.arctan2(T_ego_box[1, 0], T_ego_box[0, 0]))
             label = float(BDD_DETECTION.index(category))
-            found.append([*T_ego_box[:3, 3].tolist(), *extent, yaw, float(speed[0]), float(speed[1]), label])
+            said = [*T_ego_box[:3, 3].tolist(), *extent, yaw, float(speed[0]), float(speed[1]), label]
+            if not np.isfinite(said).all():
+                raise DataError(f"{one.boxes3d(step)} has a box with numbers that are not finite")
+            found.append(said)
         return found
 
     # --- the manifest ---
 
     def rig(self) -> dict[str, Any]:
-        """The cameras and the LiDAR of the first run, in our frame, and what its labels tell apart."""
-        one = self._runs[0]
+        """The cameras and the LiDAR, in our frame, and what the labels tell apart. Raises DataError where runs were
+        recorded with different mountings: a policy would drive with one of them."""
+        runs = self._read[0]
+        first = {camera: (runs[0], _mounting(runs[0], camera)) for camera in self.cameras}
+        for one in runs:
+            for camera, (other, mounting) in first.items():
+                own = _mounting(one, camera)
+                if (own is None) != (mounting is None) or (own and mounting and not _agree(own, mounting)):
+                    raise DataError(
+                        f"the {camera} camera is mounted otherwise in {one.name} than in {other.name} (place, "
+                        "direction or field of view in their config.json); prepare such runs apart"
+                    )
         cameras = {}
-        for camera in self.cameras:
-            said = one.sensors.get(camera, {})
-            mount = run.MOUNTS.get(camera)
-            usual = {} if mount is None else {"x": mount.x, "y": mount.y, "z": mount.z, "yaw": mount.yaw}
-            if not said and mount is None:
-                continue
-            height, width = self._size_of(one, camera)
-            cameras[camera] = {
-                "size": [height, width],
-                "field_of_view": float(said.get("fov", run.FIELD_OF_VIEW)),
-                "T_ego_mount": carla.mounting_of(said, usual).tolist(),
-            }
-        lidar = carla.mounting_of(one.sensors.get("lidar", {}), {"x": 0.0, "y": 0.0, "z": run.LIDAR_HEIGHT})
+        for camera, (one, mounting) in first.items():
+            if mounting is not None:
+                T_ego_mount, field_of_view = mounting
+                cameras[camera] = {
+                    "size": list(self._size_of(one, camera)),
+                    "field_of_view": field_of_view,
+                    "T_ego_mount": T_ego_mount.tolist(),
+                }
+        lidar = next((one for one in runs if one.has("lidar")), None)
+        usual = {"x": 0.0, "y": 0.0, "z": run.LIDAR_HEIGHT}
         return {
             "note": "ego: on the ground under the car's middle, x forward, y left, z up; mounts look along their x",
             "cameras": cameras,
-            "lidar": {"T_ego_lidar": lidar.tolist()} if "lidar" in one.has else None,
+            "lidar": None
+            if lidar is None
+            else {"T_ego_lidar": carla.mounting_of(lidar.sensors.get("lidar", {}), usual).tolist()},
             "collapse": self.collapse,
-            "said": bool(one.sensors),
+            "said": bool(runs[0].sensors),
         }
 
     def _size_of(self, one: Run, camera: str) -> tuple[int, int]:
@@ -440,22 +448,67 @@ class CarlaSource:
         return {str(place): folder_listing(place, suffix) for place, suffix in wanted}
 
 
+def _mounting(one: Run, camera: str) -> tuple[np.ndarray, float] | None:
+    """T_ego_mount [4, 4] and the field of view in degrees of a run's camera; None where nothing tells."""
+    said, mount = one.sensors.get(camera, {}), run.MOUNTS.get(camera)
+    if not said and mount is None:
+        return None
+    usual = dict.fromkeys("xyz", 0.0) if mount is None else asdict(mount)
+    return carla.mounting_of(said, usual), float(said.get("fov", run.FIELD_OF_VIEW))
+
+
+def _agree(one: tuple[np.ndarray, float], other: tuple[np.ndarray, float]) -> bool:
+    return bool(np.allclose(one[0], other[0], atol=1e-3) and abs(one[1] - other[1]) < 0.1)
+
+
+def _log_columns(one: Run, step: Step) -> dict[str, Any]:
+    """What of a row is from the run's config and log."""
+    ego = step.ego
+    return {
+        "run": one.name,
+        "town": one.town,
+        "frame": step.number,
+        "time": step.time,
+        "interval": one.stride * one.tick,
+        "T_world_ego": ego.T_world_ego.ravel().tolist(),
+        "speed": ego.speed,
+        "velocity": ego.velocity.tolist(),
+        "acceleration": ego.acceleration.tolist(),
+        "yaw_rate": ego.yaw_rate,
+        "control": list(ego.control),
+        "command": step.command,
+        "targets": step.targets.tolist(),
+        "light": step.light,
+        "speed_limit": step.speed_limit,
+        **_weather(one.weather),
+    }
+
+
 _VEHICLES = ("car", "truck", "bus", "train", "motorcycle", "bicycle", "rider")
 _NO_BOXES: dict[str, Any] = {"boxes": [], "labels": [], "ignored": [], "occluded": [], "truncated": []}
 
 
 def _tells_classes(one: Run) -> bool:
     """Whether a run's boxes say more than vehicle and pedestrian: by its first frame that has any."""
-    if "boxes" not in one.has:
-        return True
+    return all("class" in box or "type_id" in box for box in _first_boxes(one))
+
+
+def _tells_visible(one: Run) -> bool:
+    """Whether a run's boxes say how much of them is hidden: by its first frame that has any."""
+    return all("visible_bbox" in box for box in _first_boxes(one))
+
+
+def _first_boxes(one: Run) -> list[dict[str, Any]]:
+    """The boxes of a run's first frame that has any."""
     for step in one.steps:
-        try:
-            boxes = carla.read_boxes(one.boxes(step))
-        except DataError:
-            continue
-        if boxes:
-            return all("class" in box or "type_id" in box for box in boxes)
-    return True
+        if one.has("boxes", step):
+            try:
+                boxes = carla.read_boxes(one.boxes(step))
+            except DataError:
+                continue  # in quarantine by its own name
+            if boxes:
+                return boxes
+    return []
 
 
 def _category(box: Mapping[str, Any]) -> str | None:
@@ -463,7 +516,7 @@ def _category(box: Mapping[str, Any]) -> str | None:
     if "class" in box:
         return box["class"] if box["class"] in BDD_DETECTION else None
     if "type_id" in box:
-        return carla_detection_class(box["type_id"])
+        return carla_detection_class(str(box["type_id"]))
     return {"vehicle": "car", "pedestrian": "pedestrian"}.get(box["label"])
 
 
@@ -486,19 +539,19 @@ def _check_size(path: Path, size: Sequence[int], wanted: tuple[int, int]) -> Non
 
 
 def _weather(said: Mapping[str, Any]) -> dict[str, Any]:
-    """In BDD100K's words, from CARLA's parameters where the run has no words of its own; and the parameters."""
-    numbers = [
-        float(said.get(key, 0.0))
-        for key in ("cloudiness", "precipitation", "wetness", "fog_density", "sun_altitude_angle")
-    ]
+    """In BDD100K's words, from CARLA's parameters where the run has no words of its own, undefined where it has
+    neither; and the parameters, NaN where it doesn't say."""
+    numbers = [said.get(key, math.nan) for key in carla.WEATHER_NUMBERS]
     cloudiness, rain, _, fog, sun = numbers
+    weather = timeofday = "undefined"
     if rain > 10.0:
         weather = "rainy"
     elif fog > 30.0:
         weather = "foggy"
-    else:
+    elif not math.isnan(cloudiness):
         weather = "clear" if cloudiness < 20.0 else "partly cloudy" if cloudiness < 60.0 else "overcast"
-    timeofday = "night" if sun < -5.0 else "dawn/dusk" if sun < 12.0 else "daytime"
+    if not math.isnan(sun):
+        timeofday = "night" if sun < -5.0 else "dawn/dusk" if sun < 12.0 else "daytime"
     return {
         "weather": said.get("weather", weather),
         "timeofday": said.get("timeofday", timeofday),

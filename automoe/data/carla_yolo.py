@@ -151,6 +151,7 @@ class CarlaYoloSource:
             "town": "unknown",
             "frame": frame_number(record),
             "time": math.nan,
+            "interval": math.nan,
             "images": [data],
             "heights": [height],
             "widths": [width],
@@ -182,18 +183,24 @@ class CarlaYoloSource:
 
     def _boxes(self, path: Path, height: int, width: int) -> tuple[list[list[float]], list[int], list[bool], list[str]]:
         boxes, labels, ignored, rejected = [], [], [], []
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot read the labels {path} ({error})") from error
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 said, x, y, w, h = (float(word) for word in line.split()[:5])
+                if not np.isfinite([said, x, y, w, h]).all() or said < 0:
+                    raise ValueError("no box in the picture")
                 name = self.names[int(said)]
                 found = bdd_detection_class(ALIASES.get(name, name))
                 assert found is not None
                 middle, half = np.array([x, y]), np.array([w, h]) / 2
                 corners = np.concatenate([middle - half, middle + half]) * [width, height, width, height]
                 corners = np.clip(corners, 0, [width, height, width, height])
-                if not np.isfinite(corners).all() or (corners[2:] - corners[:2] < 1.0).any() or int(said) < 0:
+                if (corners[2:] - corners[:2] < 1.0).any():
                     raise ValueError("no box in the picture")
             except (ValueError, IndexError) as error:
                 rejected.append(f"{path}, line {number} is no box of a known class ({error})")

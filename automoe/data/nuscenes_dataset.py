@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from automoe.data.image_boxes import NEAREST, image_boxes
 from automoe.data.images import decode_jpeg
 from automoe.data.nuscenes_prepared import HARDLY_VISIBLE, NuscenesRow, NuscenesRows
 from automoe.data.prepared import PreparedInfo
 from automoe.data.transforms import AugmentConfig, EvalTransform, TrainTransform, fit_scale, move_boxes, warp_image
 from automoe.errors import ConfigError, DataError
+from automoe.image_boxes import NEAREST, image_boxes
 from automoe.poses import move_boxes as move_world_boxes
 from automoe.poses import move_points, points_inside
 from automoe.taxonomy import NUSCENES_CAMERAS, NUSCENES_DETECTION

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from automoe.data.image_boxes import image_boxes
 from automoe.data.images import decode_jpeg
 from automoe.data.prepared import PreparedInfo, open_rows
 from automoe.errors import DataError
+from automoe.image_boxes import image_boxes
 from automoe.metrics.nuscenes import Boxes3D
 from automoe.poses import invert, move_points
 

@@ -59,8 +59,9 @@ class CarlaReport:
 def doctor_carla(root: Path | str, out_dir: Path | str, *, samples: int = 4, look_at: int = 60) -> CarlaReport:
     """Examine a tree and draw `samples` frames, evenly spread, with boxes, tags, drivable area, points and 3D boxes.
 
-    Configs and logs are read in full; of the frames' files those of `look_at` frames are opened. Raises DataError where
-    there are no runs at all; everything else that is wrong stands in the report.
+    Configs and logs are read in full, and for every frame it is known which files there are and which camera hung. Of
+    the files all those of `look_at` frames are opened, and of each run's last frame, which may be half written. Raises
+    DataError where there are no runs at all; everything else that is wrong stands in the report.
     """
     root = Path(root)
     source = find_carla(root, "frames", "train")
@@ -83,18 +84,27 @@ def doctor_carla(root: Path | str, out_dir: Path | str, *, samples: int = 4, loo
         counts = Counter(splits[one.name] for one in runs for _ in one.steps)
         lines.append(f"splits: {counts['train']:,} frames for training, {counts['val']:,} for validation ({words})")
     for one in runs:
-        problems += [*one.problems, *_motion(one)]
+        problems += [*one.problems, *_motion(one), *_missing(one)]
+        for camera in one.cameras:
+            problems += carla.repeated(one, camera).values()
+    try:
+        source.rig()
+    except DataError as error:
+        problems.append(str(error))
     frames = [(one, step) for one in runs for step in one.steps]
-    chosen = np.unique(np.linspace(0, len(frames) - 1, min(look_at, len(frames))).astype(int)).tolist()
+    ends = np.cumsum([len(one.steps) for one in runs]) - 1
+    spread = np.linspace(0, len(frames) - 1, min(look_at, len(frames))).astype(int)
     rows = []
-    for index in chosen:
+    for index in np.union1d(spread, ends).tolist():
+        one, step = frames[index]
+        problems += _unreadable(one, step)
         try:
-            row, rejected = source.row(frames[index])
+            row, rejected = source.row((one, step))
         except DataError as error:
             problems.append(str(error))
             continue
         problems += rejected
-        rows.append((frames[index], row))
+        rows.append(((one, step), row))
     lines += _labels(rows, source)
     drawn = np.unique(np.linspace(0, len(rows) - 1, min(samples, len(rows))).astype(int)).tolist() if rows else []
     picture = (
@@ -105,11 +115,11 @@ def doctor_carla(root: Path | str, out_dir: Path | str, *, samples: int = 4, loo
 
 def _describe(runs: Sequence[Run]) -> list[str]:
     """Towns, weather, parts and motion of the runs."""
-    towns, parts = Counter(one.town for one in runs), Counter(part for one in runs for part in one.has)
+    towns, parts = Counter(one.town for one in runs), Counter(part for one in runs for part in one.parts)
     frames = sum(len(one.steps) for one in runs)
     speeds = np.array([step.ego.speed for one in runs for step in one.steps])
     cameras = Counter(camera for one in runs for camera in one.cameras)
-    versions = Counter(_version(one) for one in runs if "tags" in one.has)
+    versions = Counter(_version(one) for one in runs if one.has("tags"))
     told = [step.command for one in runs for step in one.steps if step.command >= 0]
     commands = Counter(CARLA_COMMANDS[command] for command in told)
     lines = [
@@ -163,6 +173,43 @@ def _motion(one: Run) -> list[str]:
     ]
 
 
+def _missing(one: Run) -> list[str]:
+    """Frames of a run without a file of a part that other frames of it have."""
+    found = []
+    for part, place in carla.PARTS.items():
+        without = [step for step in one.steps if not one.has(part, step)]
+        if one.has(part) and without:
+            found.append(
+                f"{one.folder / place} has no file for {len(without)} of {len(one.steps)} frames, {without[0].name} "
+                "the first; they serve without it"
+            )
+    for camera in one.cameras:
+        without = [step for step in one.steps if not one.image(camera, step).is_file()]
+        if without:
+            found.append(
+                f"{one.folder / 'images' / camera} has no picture for {len(without)} of {len(one.steps)} frames, "
+                f"{without[0].name} the first"
+            )
+    return found
+
+
+def _unreadable(one: Run, step: Step) -> list[str]:
+    """What cannot be opened of a frame, of what `CarlaSource.row` doesn't open."""
+    found = []
+    for camera in one.cameras:
+        if camera != layout.LABELLED and one.image(camera, step).is_file():
+            try:
+                carla.read_picture(one.image(camera, step))
+            except DataError as error:
+                found.append(str(error))
+    if one.has("lidar", step):
+        try:
+            carla.read_points(one.lidar(step), one.sensors.get("lidar", {}))
+        except DataError as error:
+            found.append(str(error))
+    return found
+
+
 def _labels(rows: Sequence[tuple[tuple[Run, Step], dict[str, Any]]], source: CarlaSource) -> list[str]:
     """Classes of the boxes and shares of the pixels, of the frames looked at."""
     if not rows:
@@ -213,7 +260,7 @@ def _sheet(rows: Sequence[tuple[tuple[Run, Step], dict[str, Any]]]) -> np.ndarra
             cells.append(image if mask is None else _tinted(image, mask, colors, hidden))
             captions.append(name if mask is not None else f"no {name}")
         cells.append(_points(image, one, step, row))
-        captions.append("LiDAR and 3D boxes" if "lidar" in one.has else "no LiDAR")
+        captions.append("LiDAR and 3D boxes" if one.has("lidar", step) else "no LiDAR")
     sheet = contact_sheet(cells, 4, captions, cell_width=_CELL_WIDTH)
     return stack_rows([sheet, legend(BDD_DETECTION, DETECTION_COLORS, sheet.shape[1], 16)])
 
@@ -238,9 +285,9 @@ def _points(image: np.ndarray, one: Run, step: Step, row: dict[str, Any]) -> np.
     camera = CameraFrame(layout.LABELLED, Path(), 0, (height, width), intrinsic, np.linalg.inv(T_ego_cam))
     boxes = np.array(row["boxes3d"], np.float64).reshape(-1, 10)
     points = None
-    if "lidar" in one.has:
+    if one.has("lidar", step):
         try:
             points = carla.read_points(one.lidar(step), one.sensors.get("lidar", {}))
         except DataError:
-            points = None  # named among the problems where frames are opened
+            points = None  # named among the problems: `_unreadable` has opened it, too
     return draw_camera(image, camera, boxes[:, :7], boxes[:, 9].astype(int), DETECTION_COLORS, points)

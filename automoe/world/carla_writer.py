@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from automoe.carla import run
-from automoe.carla.frame import extent, flip, say_pose, say_vector, say_yaw_rate
+from automoe.carla.frame import flip, say_pose, say_vector, say_yaw_rate
 from automoe.carla.run import Frame, RunWriter, run_name
 from automoe.config import from_dict
 from automoe.errors import WorldError
+from automoe.image_boxes import visible_extents
+from automoe.poses import box_corners
 from automoe.taxonomy import BDD_DETECTION, CARLA_COMMANDS, CARLA_TAGS, SEMANTIC
 from automoe.world.workers import begin, check_settings, make_pieces, settings_of, write_piece
 
@@ -400,11 +402,14 @@ def _box(label: str, category: str, actor: int, type_id: str, bbox: list[float],
 
 
 def _projected(actor: Actor, scene: Scene, camera: Camera) -> list[float] | None:
-    """The extent of a 3D box in a picture, clipped to it; None where nothing of it is inside."""
+    """The extent of a 3D box in a picture, clipped to it; None where less than a pixel of it is inside."""
     from automoe.world.scene import world_to_camera
 
-    corners = world_to_camera(scene.T_world_cam(camera), actor.corners())
-    return extent(corners, (camera.fx, camera.fy), (camera.cx, camera.cy), (camera.height, camera.width))
+    box = np.array([[*actor.centre, *actor.size, actor.yaw]])
+    corners = world_to_camera(scene.T_world_cam(camera), box_corners(box)[0])
+    intrinsic = np.array([[camera.fx, 0.0, camera.cx], [0.0, camera.fy, camera.cy], [0.0, 0.0, 1.0]])
+    xyxy = visible_extents(corners[None], intrinsic, (camera.height, camera.width))[0]
+    return xyxy.tolist() if (xyxy[2:] - xyxy[:2] > 1.0).all() else None
 
 
 def _type_id(actor: Actor) -> str:

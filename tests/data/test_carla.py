@@ -59,7 +59,7 @@ def edit(path: Path, change) -> None:
 def test_a_run_comes_out_in_our_frame(tree) -> None:
     run = carla.read_run(tree / "run_000")
     assert run.town == "Town01"
-    assert run.has == {"tags", "boxes", "lidar"}
+    assert set(run.parts) == {"tags", "boxes", "lidar"}
     assert (run.tick, run.stride) == (0.05, 5)
     step = run.steps[2]
     assert (step.number, step.time) == (10, 0.5)  # not the clock on the wall
@@ -123,6 +123,139 @@ def test_frames_told_twice_and_pictures_that_no_log_knows(tree) -> None:
     assert any("has 2 pictures that vehicle_log.json does not tell of, 000020.png" in one for one in run.problems)
 
 
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"acceleration": {"x": 1.0, "y": 0.0}}, "is not complete"),
+        ({"acceleration": {"x": float("nan"), "y": 0.0, "z": 0.0}}, "not finite"),
+        ({"angular_velocity": {"x": 0.0, "y": 0.0}}, "is not complete"),
+        ({"angular_velocity": {"x": 0.0, "y": 0.0, "z": float("inf")}}, "not finite"),
+        ({"speed_limit_kmh": "fast"}, "is not complete"),
+        ({"route": {"command": 1, "target_points": [[float("nan"), 0.0]]}}, "not finite"),
+        ({"route": {"command": 1, "target_points": [[1.0, 2.0, 3.0]]}}, "is not complete"),
+        ({"frame": float("inf")}, "is not complete"),
+    ],
+)
+def test_what_a_record_need_not_tell_has_to_be_right_where_it_does(tree, told: dict, sentence: str) -> None:
+    edit(tree / "run_000" / "vehicle_log.json", lambda log: [*log[:2], {**log[2], **told}, *log[3:]])
+    run = carla.read_run(tree / "run_000")
+    assert [step.number for step in run.steps] == [0, 5, 15, 20, 25]
+    assert any("record 2 of" in problem and sentence in problem for problem in run.problems)
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"carla_version": 0.9}, "carla_version is 0.9, not text"),
+        ({"tick_seconds": 0}, "tick_seconds is 0, not a number above 0"),
+        ({"save_every_n": "five"}, "save_every_n is 'five', not a number above 0"),
+        ({"weather": {"cloudiness": "much"}}, "the weather's cloudiness is 'much', not a finite number"),
+        ({"sensors": {"front": {"location": {"x": 1.0}}}}, "the mounting of front cannot be read"),
+        ({"sensors": {"front": {"fov": 270}}}, "the mounting of front holds numbers that make no sense"),
+        ({"sensors": [1, 2]}, "sensors is no table"),
+    ],
+)
+def test_a_config_that_is_wrong_takes_its_run_out_and_no_other(tree, told: dict, sentence: str) -> None:
+    write_run(tree, 2, town="Town02")
+    edit(tree / "run_001" / "config.json", lambda config: {**config, **told})
+    entries = prepared(tree).quarantine()
+    assert [entry.name for entry in entries] == ["run_001"]
+    assert sentence in entries[0].reason
+
+
+def test_what_a_config_leaves_open_is_taken_as_usual(tree) -> None:
+    edit(tree / "run_000" / "config.json", lambda config: {**config, "tick_seconds": None, "save_every_n": None})
+    run = carla.read_run(tree / "run_000")
+    assert (run.tick, run.stride) == (0.05, 5)
+
+
+@pytest.mark.parametrize("weather", [None, {}, "ClearNoon", {"cloudiness": None}])
+def test_a_weather_that_nobody_tells_is_not_made_up(tree, weather) -> None:
+    for index in range(2):
+        edit(tree / f"run_00{index}" / "config.json", lambda config: {**config, "weather": weather})
+    row = images(tree, "detection").row(0)
+    assert (row.weather, row.timeofday) == ("undefined", "undefined")
+
+
+def test_a_single_frame_without_a_part_serves_without_it(tmp_path) -> None:
+    """The public recorder saves a frame whose tags, points or boxes are late without them."""
+    write_run(tmp_path, 0, town="Town01")
+    folder = write_run(tmp_path, 1, town="Town01")
+    write_run(tmp_path, 2, town="Town02")
+    (folder / "segmentation" / "front" / "000005.png").unlink()
+    (folder / "annots" / "front" / "000010.json").unlink()
+    (folder / "lidar" / "000015.npy").unlink()
+    info = prepared(tmp_path, val_towns=["Town02"])
+    assert (info.count, info.quarantined) == (12, 0)
+    assert len(TimeIndex.load(info.path).windows(1, 4)) == 2
+    assert len(CarlaImages(info.path, "segmentation", EvalTransform((32, 64)))) == 11
+    assert len(CarlaImages(info.path, "drivable", EvalTransform((32, 64)))) == 11
+    assert len(CarlaImages(info.path, "detection", EvalTransform((32, 64)))) == 11
+    for words, frame in (("semantic tags", "000005"), ("boxes", "000010"), ("LiDAR", "000015")):
+        assert any(f"1 single frames have no {words}, run_001/{frame} the first" in note for note in info.notes)
+
+
+def test_runs_of_pictures_alone_take_no_lanes_from_others(tmp_path) -> None:
+    for index, town in enumerate(("Town01", "Town02")):
+        folder = write_run(tmp_path, index, town=town)
+        lanes = np.full((HEIGHT, WIDTH), DRIVABLE.index("alternative"), np.uint8)
+        (folder / "drivable" / "front").mkdir(parents=True)
+        for picture in (folder / "images" / "front").iterdir():
+            cv2.imwrite(str(folder / "drivable" / "front" / picture.name), lanes)
+    write_run(tmp_path, 2, town="Town01", tags=None, boxes=False, lidar=False)
+    data = images(tmp_path, "drivable", val_towns=["Town02"])
+    assert data.collapse == {}
+    assert set(np.unique(data.row(0).mask())) == {DRIVABLE.index("alternative")}
+
+
+def test_boxes_without_tags_are_said_to_be_of_hidden_things_too(tmp_path) -> None:
+    write_run(tmp_path, 0, town="Town01", tags=None)
+    write_run(tmp_path, 1, town="Town02")
+    info = prepared(tmp_path, val_towns=["Town02"])
+    assert any("what stands behind walls counts as seen, run_000" in note for note in info.notes)
+
+
+def test_boxes_that_are_not_finite_are_no_truth(tree) -> None:
+    for path in sorted((tree / "run_000" / "annots" / "front").glob("*.json")):
+        bad = [
+            {**box(0), "bbox": [0.0, 0.0, float("inf"), 40.0]},
+            {**box(0), "type_id": None},
+            {**box(0), "bbox": None},
+        ]
+        edit(path, lambda content, more=bad: content["boxes"].extend(more))
+    both = [images(tree, "detection", split) for split in ("train", "val")]
+    rows = [
+        data.row(index) for data in both for index in range(len(data)) if data.row(index).name.startswith("run_000")
+    ]
+    assert len(rows) == 6
+    assert all(len(row.boxes) == 1 for row in rows)
+
+
+def test_cameras_that_sit_elsewhere_are_refused(tree) -> None:
+    for index, height in enumerate((2.4, 1.2)):
+        sensors = {"front": {"location": {"x": 1.5, "y": 0.0, "z": height}, "fov": 90}}
+        edit(tree / f"run_00{index}" / "config.json", lambda config, own=sensors: {**config, "sensors": own})
+    with pytest.raises(DataError, match="the front camera is mounted otherwise in run_001 than in run_000"):
+        prepared(tree)
+
+
+def test_targets_are_seen_from_above_on_a_slope(tmp_path) -> None:
+    folder = write_run(tmp_path, 0)
+    slope = {"location": {"x": 5.0, "y": 10.0, "z": 100.0}, "rotation": {"pitch": 5.0, "yaw": 90.0, "roll": 0.0}}
+    ahead = {"route": {"command": 4, "target_points": [[5.0, 20.0], [3.0, 20.0]]}}
+    edit(folder / "vehicle_log.json", lambda log: [{**entry, **slope, **ahead} for entry in log])
+    np.testing.assert_allclose(carla.read_run(folder).steps[0].targets, [[10.0, 0.0], [10.0, -2.0]], atol=1e-9)
+
+
+def test_a_camera_beside_the_front_one_that_hung_is_seen(tree) -> None:
+    left = tree / "run_000" / "images" / "front_left"
+    (left / "000015.png").write_bytes((left / "000010.png").read_bytes())
+    both = [prepared(tree, split, cameras=["front", "front_left"]) for split in ("train", "val")]
+    entries = [entry for info in both for entry in info.quarantine()]
+    assert [entry.name for entry in entries] == ["run_000/000015"]
+    assert "front_left" in entries[0].reason
+
+
 def test_a_cut_picture_and_a_hung_camera_leave_their_frames_out(tree) -> None:
     front = tree / "run_000" / "images" / "front"
     last = front / "000025.png"
@@ -177,6 +310,19 @@ def test_both_orders_of_tags_mean_the_same(tmp_path) -> None:
         assert carla.guess_version([path])[0] == version
         cv2.imwrite(str(path), raw[..., 2])  # grey values
         np.testing.assert_array_equal(carla.read_tags(path, version), raw[..., 2])
+
+
+def test_a_picture_that_tells_no_order_of_tags_has_no_vote(tmp_path) -> None:
+    """A vehicle close before the car: tag 10 before 0.9.14, terrain since."""
+    path = tmp_path / "a.png"
+    raw = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    raw[..., 2] = 10
+    cv2.imwrite(str(path), raw)
+    with pytest.raises(DataError, match="none of 1 semantic pictures shows which order of tags"):
+        carla.guess_version([path])
+    raw[-3:, WIDTH // 2, 2] = 6  # a road line is enough
+    cv2.imwrite(str(path), raw)
+    assert carla.guess_version([path])[0] == "0.9.0"
 
 
 def test_a_tag_that_the_version_does_not_know_is_named(tmp_path) -> None:
@@ -248,6 +394,8 @@ def test_rows_have_what_each_expert_needs(tree) -> None:
 @pytest.mark.parametrize(
     ("type_id", "name"),
     [("vehicle.carlamotors.firetruck", "truck"), ("vehicle.mitsubishi.fusorosa", "bus"),
+     ("vehicle.carlacola.actors", "truck"), ("vehicle.firetruck.actors", "truck"), ("vehicle.fuso.mitsubishi", "bus"),
+     ("vehicle.sprinter.mercedes", "car"),
      ("vehicle.bh.crossbike", "bicycle"), ("vehicle.yamaha.yzf", "motorcycle"), ("vehicle.audi.tt", "car")],
 )  # fmt: skip
 def test_blueprints_tell_classes(tmp_path, type_id: str, name: str) -> None:
@@ -340,10 +488,13 @@ def test_windows_of_time_know_runs_and_gaps(tmp_path) -> None:
     index = TimeIndex.load(info.path)
     assert index.runs == ("run_000", "run_001")
     assert len(index.run) == 15
-    windows = index.windows(1, 2, 5)
+    windows = index.windows(1, 2)
     rows = {(index.runs[index.run[row]], int(index.frame[row])) for row in windows}
     assert rows == {("run_000", 5), ("run_000", 10)} | {("run_001", frame) for frame in (5, 10, 15, 20, 25)}
     np.testing.assert_allclose(index.T_world_ego[windows[0], :2, 3], [1.25, -10.0])
+    np.testing.assert_allclose(index.columns["time"][windows[:2]], [0.25, 0.5])
+    small = [index.run, index.frame, index.T_world_ego, index.targets, *index.columns.values()]
+    assert sum(array.nbytes for array in small) < 500 * len(index.run)
 
 
 def test_a_changed_run_is_prepared_again_and_an_unchanged_one_is_not(tree) -> None:
@@ -351,6 +502,14 @@ def test_a_changed_run_is_prepared_again_and_an_unchanged_one_is_not(tree) -> No
     stamp = (first.path / "manifest.json").stat().st_mtime_ns
     assert prepared(tree).fingerprint == first.fingerprint
     assert (first.path / "manifest.json").stat().st_mtime_ns == stamp
+    for index in range(2):
+        edit(
+            tree / f"run_00{index}" / "vehicle_log.json",
+            lambda log: [{**entry, "angular_velocity": {"x": 0.0, "y": 0.0, "z": 50.0}} for entry in log],
+        )
+    turned = prepared(tree)
+    assert turned.fingerprint != first.fingerprint
+    np.testing.assert_allclose(TimeIndex.load(turned.path).columns["yaw_rate"], np.radians(-50.0))
     edit(tree / "run_001" / "vehicle_log.json", lambda log: log[:-1])
     edit(tree / "run_000" / "vehicle_log.json", lambda log: log[:-1])
     assert prepared(tree).count == first.count - 1

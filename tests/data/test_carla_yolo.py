@@ -66,14 +66,17 @@ def test_a_hash_behind_the_name_does_not_change_the_order(tmp_path) -> None:
 
 def test_there_is_no_time_in_them(tmp_path) -> None:
     data = images(write_set(tmp_path / "set"))
-    assert len(TimeIndex.load(data.info.path).windows(1, 1, 5)) == 0
+    assert len(TimeIndex.load(data.info.path).windows(1, 1)) == 0
 
 
 def test_bad_lines_are_left_out_and_named(tmp_path) -> None:
-    root = write_set(tmp_path / "set", label="0 0.5 0.5 0.25 0.5\n9 0.5 0.5 0.1 0.1\n0 nan 0 1 1\n0 0.5\n")
+    root = write_set(
+        tmp_path / "set",
+        label="0 0.5 0.5 0.25 0.5\n9 0.5 0.5 0.1 0.1\n0 nan 0 1 1\n0 0.5\ninf 0 0 1 1\n0 0.5 0.5 inf inf\n",
+    )
     data = images(root)
     assert len(data.row(0).boxes) == 1
-    assert data.info.rejected_labels == 3 * 8
+    assert data.info.rejected_labels == 5 * 8
     assert "line 2 is no box of a known class" in data.info.quarantine()[0].reason
 
 
@@ -85,6 +88,9 @@ def test_pictures_without_labels_and_broken_pictures(tmp_path) -> None:
     data = images(root, "train", fold="4/5")
     assert any("1 of 10 pictures have no label file" in note for note in data.info.notes)
     assert data.info.quarantined == 1
+    (root / "labels" / "000114.txt").write_bytes(b"\xff\xfe0 0.5")
+    again = images(root, "train", fold="4/5")
+    assert any("cannot read the labels" in entry.reason for entry in again.info.quarantine())
 
 
 @pytest.mark.parametrize(

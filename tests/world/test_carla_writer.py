@@ -36,7 +36,7 @@ def test_the_reader_reads_what_the_world_writes(exported: Path) -> None:
     assert [(run.name, run.split) for run in runs] == [("run_000", "train"), ("run_900", "val")]
     for run in runs:
         assert run.cameras == CAMERAS
-        assert run.has == {"tags", "drivable", "lidar", "boxes", "boxes3d"}
+        assert set(run.parts) == {"tags", "drivable", "lidar", "boxes", "boxes3d"}
         assert run.problems == ()
         assert run.version == ("0.9.14", None)
         assert [step.number for step in run.steps] == list(range(0, round(SECONDS / 0.05), 5))
@@ -82,7 +82,7 @@ def test_boxes_and_tags_and_points_lie_on_each_other(exported: Path) -> None:
                 if near and box["class"] == "car":
                     held.append(int((np.abs(inside) < extent).all(axis=1).sum()))
     assert np.median(shares) > 0.5
-    assert not held or np.mean(np.array(held) > 0) > 0.6
+    assert np.mean(np.array(held) > 0) > 0.6
 
 
 def test_it_is_prepared_with_all_that_it_has(exported: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_it_is_prepared_with_all_that_it_has(exported: Path, tmp_path: Path) -> 
     semantic = CarlaImages(info.path, "segmentation", EvalTransform((96, 128))).row(0).mask()
     assert (semantic == SEMANTIC.index("road")).mean() > 0.1
     assert (semantic[mask == DRIVABLE.index("direct")] == SEMANTIC.index("road")).all()
-    assert len(TimeIndex.load(info.path).windows(2, 4, 5)) == 6
+    assert len(TimeIndex.load(info.path).windows(2, 4)) == 6
 
 
 def test_an_export_goes_on_and_is_the_same(exported: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""3D boxes as a camera sees them: the image boxes that nuScenes' annotators never drew."""
+"""3D boxes as a camera sees them: the image boxes that nobody draws by hand."""
 
 from __future__ import annotations
 
@@ -21,11 +21,19 @@ def image_boxes(
 
     Boxes that reach behind the camera are cut off just before it.
     """
-    found = np.full((len(boxes), 4), np.nan)
     if not len(boxes):
-        return found, np.zeros(0)
+        return np.zeros((0, 4)), np.zeros(0)
     corners = move_points(T_cam_ego, box_corners(boxes).reshape(-1, 3)).reshape(-1, 8, 3)
-    depth = move_points(T_cam_ego, boxes[:, :3])[:, 2]
+    return visible_extents(corners, intrinsic, size), move_points(T_cam_ego, boxes[:, :3])[:, 2]
+
+
+def visible_extents(corners: np.ndarray, intrinsic: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """What boxes cover of a picture, pixel xyxy [N, 4] clipped to `size` (height, width), NaN where that is nothing.
+
+    corners: [N, 8, 3], metres in the camera's axes (x right, y down, z forward), in the order of `poses.box_corners`.
+    Boxes that reach behind the camera are cut off just before it.
+    """
+    found = np.full((len(corners), 4), np.nan)
     first, last = corners[:, _EDGES[:, 0]], corners[:, _EDGES[:, 1]]
     gap = last[..., 2:] - first[..., 2:]
     share = (NEAREST - first[..., 2:]) / np.where(np.abs(gap) > 1e-9, gap, 1e-9)
@@ -42,7 +50,7 @@ def image_boxes(
     found[rows[whole]] = np.concatenate([low, high], axis=1)[whole]
     for row in rows[inside & ~whole]:
         found[row] = _bounds_in_picture(pixels[row], size)
-    return found, depth
+    return found
 
 
 def _bounds_in_picture(spots: np.ndarray, size: tuple[int, int]) -> np.ndarray:
