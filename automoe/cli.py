@@ -285,16 +285,20 @@ def collect(
     first: Annotated[int, Parameter(help="number of the first run")] = 0,
     size: Annotated[tuple[int, int], Parameter(help="width and height")] = (800, 600),
     save_every: Annotated[int, Parameter(help="ticks of 0.05 s from frame to frame")] = 5,
+    carla_version: Annotated[
+        str | None, Parameter(help="the server's, where it doesn't tell: a build from source, say")
+    ] = None,
 ) -> None:
     """Record runs of CARLA's autopilot on a running server, through the official client (pip install automoe[carla]).
 
-    Runs that are there already are kept. Whatever happens, what was spawned is destroyed.
+    Complete runs are kept. Whatever happens, SIGTERM and SIGHUP too, actors are destroyed and settings restored.
     """
     from automoe.carla.collect import CollectPlan, connect, towns_of
     from automoe.carla.collect import collect as record
 
-    plan = CollectPlan(out, runs, seconds, tuple(town or ()), vehicles, walkers, seed, first, size, save_every)
-    client, carla = connect(host, port)
+    towns = tuple(town or ())
+    plan = CollectPlan(out, runs, seconds, towns, vehicles, walkers, seed, first, size, save_every, carla_version)
+    client, carla = connect(host, port, carla_version=carla_version)
     towns_of(client, plan.towns)
     record(plan, client, carla)
 

@@ -1,27 +1,35 @@
 """Recording runs on a CARLA server: `automoe collect`.
 
 The server is driven through the official client, given as an argument (`carla`, its module, and a connected client), so
-that everything here can be tested without a server. Whatever happens, actors are destroyed and settings restored.
+that everything here can be tested without a server. Whatever happens, actors are destroyed and settings restored: when
+something fails, and when a signal ends the recording.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import queue
-from collections.abc import Callable, Iterator, Sequence
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from automoe.carla import frame, observe, run
-from automoe.carla.run import Frame, RunWriter, run_name
+from automoe.carla.run import Frame, RunWriter, check_free, run_name
 from automoe.errors import CollectError
 
 ANSWER_SECONDS = 20.0
 """That a server may take to answer."""
+
+LEAVING_SECONDS = 1.0
+"""The same for each actor that is destroyed after a failure: a server that has gone would keep us for half an hour."""
 
 WARM_UP = 20
 """Ticks before the first frame: cars drop onto the road, cameras find their exposure."""
@@ -38,11 +46,16 @@ SENSOR_SECONDS = 10.0
 EGO_BLUEPRINTS = ("vehicle.tesla.model3", "vehicle.lincoln.mkz", "vehicle.lincoln.mkz_2020", "vehicle.audi.tt")
 """What the ego is, the first that a server has."""
 
+_VERSION = re.compile(r"v?(\d+(?:\.\d+)+)(?:-.*)?")
+"""A version that tells which tags a server has, "0.9.15" or "0.9.15-3-gb1d5a-dirty"; builds from source may say only
+"b1d5a-dirty"."""
+
 
 @dataclass(frozen=True)
 class CollectPlan:
     """What to record. towns: maps, one after the other; the one that is loaded if none is given. first: the number of
-    the first run. size: width and height. save_every: ticks of 0.05 s from frame to frame."""
+    the first run. size: width and height. save_every: ticks of 0.05 s from frame to frame. carla_version: the server's,
+    where it doesn't say its own."""
 
     out: Path
     runs: int = 1
@@ -54,6 +67,7 @@ class CollectPlan:
     first: int = 0
     size: tuple[int, int] = (800, 600)
     save_every: int = run.SAVE_EVERY
+    carla_version: str | None = None
 
     def __post_init__(self) -> None:
         if self.runs < 1 or self.seconds <= 0 or self.save_every < 1 or min(self.size) < 16:
@@ -65,28 +79,131 @@ class CollectPlan:
         """The map of a run, the towns in turn; None for the one that is loaded."""
         return self.towns[index % len(self.towns)] if self.towns else None
 
+    def config(self) -> dict[str, Any]:
+        """What the plan says of every run's config."""
+        return {
+            "duration_seconds": round(self.ticks * run.TICK, 3),
+            "save_every_n": self.save_every,
+            "npc_config": {"vehicles_wanted": self.vehicles, "walkers_wanted": self.walkers},
+            "sensors": run.rig(*self.size),
+            "seed": self.seed,
+        }
+
+    @property
+    def ticks(self) -> int:
+        """Of a run."""
+        return round(self.seconds / run.TICK)
+
 
 def collect(plan: CollectPlan, client: Any, carla: Any, say: Callable[[str], None] = print) -> list[Path]:
     """Record all runs; returns their folders. A run that is there already, complete, is kept and not recorded again.
 
-    client: a connected carla.Client; carla: its module. Raises CollectError where the server can't do what is wanted.
+    client: a connected carla.Client; carla: its module. Raises CollectError where the server fails or can't do what is
+    wanted, and where a complete run is not what the plan asks for; WriteError where a folder holds something else.
+    SIGTERM, SIGHUP and Ctrl-C end the recording between two ticks, by SystemExit (128 + the signal's number) or
+    KeyboardInterrupt; outside the main thread they stay as they are.
     """
-    made = []
-    for index in range(plan.runs):
-        folder = plan.out / run_name(plan.first + index)
-        if (folder / "config.json").is_file():
-            say(f"{folder} is there already")
-            made.append(folder)
-            continue
-        town = plan.town(index)
-        rng = np.random.default_rng([plan.seed, plan.first + index])
-        world = _load(client, town)
-        with synchronous(world, client) as manager:
-            manager.set_random_device_seed(plan.seed + plan.first + index)
-            world.set_pedestrians_seed(plan.seed + plan.first + index)
-            _Recording(plan, folder, client, world, manager, carla, rng, say).record()
-        made.append(folder)
-    return made
+    folders = [plan.out / run_name(plan.first + index) for index in range(plan.runs)]
+    with _signals_between_ticks() as check_signals:
+        with _server_errors("before anything was recorded"):
+            plan = replace(plan, carla_version=server_version(client, plan.carla_version))
+            complete = [_is_complete(folder, plan, index, client) for index, folder in enumerate(folders)]
+        for index, folder in enumerate(folders):
+            check_signals()
+            if complete[index]:
+                say(f"{folder} is there already")
+                continue
+            with _server_errors(f"while {folder} was recorded"):
+                world = _load(client, plan.town(index))
+                with synchronous(world, client) as manager:
+                    _Recording(plan, plan.first + index, client, world, manager, carla, say, check_signals).record()
+    return folders
+
+
+@contextmanager
+def _signals_between_ticks() -> Iterator[Callable[[], None]]:
+    """While entered, SIGTERM, SIGHUP and Ctrl-C act where the yielded function is called, and at the end, not before.
+
+    An exception amid a call of the server would lose the actor that was just spawned; amid the clean-up, what is still
+    to be cleaned up. A second Ctrl-C interrupts at once. A signal that is ignored, as `nohup` has it, stays so.
+    """
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def remember(number: int, _: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    def check() -> None:
+        if received and received[0] == signal.SIGINT:
+            raise KeyboardInterrupt
+        if received:
+            raise SystemExit(128 + received[0])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, remember)
+    try:
+        yield check
+        check()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _server_errors(when: str) -> Iterator[None]:
+    """Turn what the client raises when its server fails or doesn't answer into a CollectError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CollectError(
+            f"the CARLA server failed or stopped answering {when} ({error}); see whether it still runs, start it anew, "
+            "and repeat the command: complete runs are kept"
+        ) from error
+
+
+def _is_complete(folder: Path, plan: CollectPlan, index: int, client: Any) -> bool:
+    """Whether a run of the plan is there already. Raises CollectError where another is, WriteError where something that
+    isn't a run is."""
+    path = folder / "config.json"
+    if not path.is_file():
+        check_free(folder)
+        return False
+    try:
+        said = _settings(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CollectError(
+            f"{path} is damaged or not a recorded run's ({error!r}); choose another --out or --first, or remove the run"
+        ) from error
+    town = plan.town(index) or client.get_world().get_map().name
+    for name, wanted in _settings({**plan.config(), "map": town}).items():
+        if said[name] != wanted:
+            raise CollectError(
+                f"{folder} is a complete run with {name} {said[name]}, not {wanted}; choose another --out or --first, "
+                "or remove the run"
+            )
+    return True
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's config what a plan asks for, None for what it doesn't say."""
+    sensors = config.get("sensors") or {}
+    cameras = {name: one for name, one in sensors.items() if str(one.get("type")).startswith("sensor.camera.")}
+    sizes = {f"{one.get('width')} x {one.get('height')}" for one in cameras.values()}
+    people = config.get("npc_config") or {}
+    return {
+        "map": str(config.get("map")).rsplit("/", 1)[-1].removesuffix("_Opt"),
+        "seed": config.get("seed"),
+        "cameras": ", ".join(sorted(cameras)) or None,
+        "size": ", ".join(sorted(sizes)) or None,
+        "save_every_n": config.get("save_every_n"),
+        "duration_seconds": config.get("duration_seconds"),
+        "vehicles": people.get("vehicles_wanted"),
+        "walkers": people.get("walkers_wanted"),
+    }
 
 
 def _load(client: Any, town: str | None) -> Any:
@@ -104,19 +221,18 @@ def _load(client: Any, town: str | None) -> Any:
 @contextmanager
 def synchronous(world: Any, client: Any) -> Iterator[Any]:
     """The world in synchronous mode, twenty ticks a second, with its traffic manager; as it was again afterwards."""
-    before = world.get_settings()
-    settings = world.get_settings()
+    before, settings = world.get_settings(), world.get_settings()
+    before.synchronous_mode = False  # a server that waits for a client that has gone hangs
     settings.synchronous_mode = True
     settings.fixed_delta_seconds = run.TICK
     manager = client.get_trafficmanager()
-    try:
+    # Each thing is restored whatever becomes of the others, and also if the call that changed it failed half-way.
+    with ExitStack() as restore:
+        restore.callback(world.apply_settings, before)
         world.apply_settings(settings)
+        restore.callback(manager.set_synchronous_mode, False)
         manager.set_synchronous_mode(True)
         yield manager
-    finally:
-        manager.set_synchronous_mode(False)
-        before.synchronous_mode = False  # a server that waits for a client that has gone hangs
-        world.apply_settings(before)
 
 
 class Sensor:
@@ -147,11 +263,14 @@ class _Recording:
     """One run on a world in synchronous mode."""
 
     def __init__(
-        self, plan: CollectPlan, folder: Path, client: Any, world: Any, manager: Any, carla: Any,
-        rng: np.random.Generator, say: Callable[[str], None],
+        self, plan: CollectPlan, number: int, client: Any, world: Any, manager: Any, carla: Any,
+        say: Callable[[str], None], check_signals: Callable[[], None],
     ) -> None:  # fmt: skip
         self.plan, self.client, self.world, self.manager, self.carla = plan, client, world, manager, carla
-        self.rng, self.say, self.folder = rng, say, folder
+        self.folder, self.say, self.check_signals = plan.out / run_name(number), say, check_signals
+        self.rng = np.random.default_rng([plan.seed, number])
+        manager.set_random_device_seed(plan.seed + number)
+        world.set_pedestrians_seed(plan.seed + number)
         self.library = world.get_blueprint_library()
         self.sensors: dict[str, Sensor] = {}
         self.events: list[dict[str, Any]] = []
@@ -160,19 +279,33 @@ class _Recording:
 
     def record(self) -> None:
         with ExitStack() as actors:
-            self._populate(actors)
-            self._mount(actors)
-            for _ in range(WARM_UP):
-                self.world.tick()
-            writer, ticks = RunWriter(self.folder), round(self.plan.seconds / run.TICK)
-            for number in range(ticks):
-                tick = self.world.tick()
-                self.first = tick if number == 0 else self.first
-                if number % self.plan.save_every == 0:
-                    writer.frame(self._frame(number, tick))
-            writer.collisions.extend(self._collisions())
-            writer.finish(self._config(ticks))
-            self.say(f"{self.folder}: {len(writer.log)} frames of {self.map_name}, {len(writer.collisions)} collisions")
+            actors.callback(self.client.set_timeout, ANSWER_SECONDS)
+            try:
+                self._record(actors)
+            except (RuntimeError, CollectError):
+                self.client.set_timeout(LEAVING_SECONDS)
+                raise
+
+    def _record(self, actors: ExitStack) -> None:
+        self._populate(actors)
+        self._mount(actors)
+        for _ in range(WARM_UP):
+            self._tick()
+        writer = RunWriter(self.folder)
+        for number in range(self.plan.ticks):
+            tick = self._tick()
+            self.first = tick if number == 0 else self.first
+            if number % self.plan.save_every == 0:
+                writer.frame(self._frame(number, tick))
+        writer.collisions.extend(self._collisions())
+        writer.finish(self._config())
+        self.say(f"{self.folder}: {len(writer.log)} frames of {self.map_name}, {len(writer.collisions)} collisions")
+
+    def _tick(self) -> int:
+        """The number of the tick that was made. Raises what a signal asks for that came meanwhile."""
+        tick = self.world.tick()
+        self.check_signals()
+        return tick
 
     @property
     def map_name(self) -> str:
@@ -233,7 +366,7 @@ class _Recording:
             actors.callback(walker.destroy)
             mind = self.library.find("controller.ai.walker")
             controller = self._spawn(actors, mind, self.carla.Transform(), "a walker's controller", walker)
-            self.world.tick()
+            self._tick()
             controller.start()
             actors.callback(controller.stop)
             aim = self.world.get_random_location_from_navigation()
@@ -338,28 +471,27 @@ class _Recording:
             boxes3d=observe.boxes3d(others, ego.get_transform().location, run.SEEN_METRES),
         )
 
-    def _config(self, ticks: int) -> dict[str, Any]:
-        width, height = self.plan.size
+    def _config(self) -> dict[str, Any]:
+        asked = self.plan.config()
+        spawned = {"vehicles_spawned": len(self.vehicles), "walkers_spawned": len(self.walkers)}
         return {
+            **asked,
             "run_id": self.folder.name,
             "map": self.world.get_map().name,
             "weather": observe.weather_record(self.weather, self.preset),
             "spawn_point": frame.location_of(self.spot.location),
             "timestamp_start": 0.0,
-            "duration_seconds": round(ticks * run.TICK, 3),
             "all_cameras_enabled": True,
-            "save_every_n": self.plan.save_every,
-            "npc_config": {"vehicles_spawned": len(self.vehicles), "walkers_spawned": len(self.walkers)},
-            "carla_version": str(self.client.get_server_version()),
+            "npc_config": {**asked["npc_config"], **spawned},
+            "carla_version": self.plan.carla_version,
             "simulator": "CARLA",
             "tick_seconds": run.TICK,
-            "sensors": run.rig(width, height),
-            "seed": self.plan.seed,
         }
 
 
-def connect(host: str, port: int, seconds: float = ANSWER_SECONDS) -> tuple[Any, Any]:
-    """The official client, connected, and its module. Raises CollectError where there is no client or no server."""
+def connect(host: str, port: int, seconds: float = ANSWER_SECONDS, carla_version: str | None = None) -> tuple[Any, Any]:
+    """The official client, connected, and its module. Raises CollectError where there is no client or no server, and
+    where nobody says which version the server is, neither it nor `carla_version`."""
     try:
         carla: Any = importlib.import_module("carla")
     except ImportError as error:
@@ -368,6 +500,7 @@ def connect(host: str, port: int, seconds: float = ANSWER_SECONDS) -> tuple[Any,
     client.set_timeout(seconds)
     try:
         server, own = client.get_server_version(), client.get_client_version()
+        server_version(client, carla_version)
     except RuntimeError as error:
         raise CollectError(f"no CARLA server answers at {host}:{port} ({error}); start one, or name another") from error
     if server != own:
@@ -377,9 +510,29 @@ def connect(host: str, port: int, seconds: float = ANSWER_SECONDS) -> tuple[Any,
     return client, carla
 
 
+def server_version(client: Any, carla_version: str | None = None) -> str:
+    """Which CARLA a server is, as runs have it: readers choose the order of the tags by it.
+
+    carla_version: what the user says. Raises CollectError where neither says a number, or each another one.
+    """
+    said = str(client.get_server_version())
+    number, own = _VERSION.fullmatch(said), _VERSION.fullmatch(carla_version or "")
+    if carla_version is not None and own is None:
+        raise CollectError(f"--carla_version is {carla_version!r}, not a number like 0.9.15")
+    if number and own and number[1] != own[1]:
+        raise CollectError(f"--carla_version is {carla_version}, and the server says {said}; leave the flag out")
+    if not number and carla_version is None:
+        raise CollectError(
+            f"the server says that its version is {said!r}, which does not tell the order of its semantic tags; name "
+            "the CARLA that it was built from with --carla_version, 0.9.15 for example"
+        )
+    return said if carla_version is None else carla_version
+
+
 def towns_of(client: Any, wanted: Sequence[str]) -> tuple[str, ...]:
     """Those maps of a server, as it names them. Raises CollectError for one that it doesn't have."""
-    known = {str(name).rsplit("/", 1)[-1]: str(name) for name in client.get_available_maps()}
+    with _server_errors("before anything was recorded"):
+        known = {str(name).rsplit("/", 1)[-1]: str(name) for name in client.get_available_maps()}
     for name in wanted:
         if name.rsplit("/", 1)[-1] not in known:
             raise CollectError(f"the server has no map {name}; it has {', '.join(sorted(known))}")

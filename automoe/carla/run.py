@@ -13,12 +13,13 @@ and what later stages need beside it, which public runs don't have:
     run_000/drivable/front/000000.png         taxonomy.DRIVABLE
     run_000/boxes3d/000000.json               road users round the ego, in CARLA's axes
 
-File names are frame numbers, six digits.
+File names are frame numbers, six digits. While it is written, a run's folder also holds the file `unfinished`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from automoe.files import write_bytes
+from automoe.errors import WriteError
+from automoe.files import write_bytes, write_errors
 
 CAMERAS = ("front", "front_left", "front_right", "rear")
 LABELLED = "front"
@@ -66,9 +68,28 @@ SAVE_EVERY = 5
 """Ticks from frame to frame: four frames a second."""
 
 
+UNFINISHED = "unfinished"
+"""The file that says that a writer began a run and has not ended it: such a folder may be emptied and begun anew."""
+
+
 def run_name(index: int) -> str:
     """A run's folder."""
     return f"run_{index:03d}"
+
+
+def check_free(folder: Path) -> None:
+    """Raise WriteError where a run can't be begun without the loss of something: of a complete run, or of files that no
+    writer of runs left behind. Beside the world.json of an export all runs are the export's."""
+    complete = (folder / "config.json").is_file()
+    ours = (folder / UNFINISHED).is_file() or (folder.parent / "world.json").is_file()
+    if complete or not (ours or _is_empty(folder)):
+        holds = "a complete run" if complete else "files, and neither a complete run nor one that was begun here"
+        raise WriteError(f"{folder} holds {holds}; name another folder, or remove this one")
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether nothing is there, or a folder without content."""
+    return not any(folder.iterdir()) if folder.is_dir() else not folder.exists()
 
 
 def rig(width: int, height: int) -> dict[str, Any]:
@@ -116,15 +137,25 @@ class Frame:
 
 @dataclass
 class RunWriter:
-    """Writes one run. A run without config.json is not complete: it was broken off, and a new writer begins it anew."""
+    """Writes one run. A run without config.json is not complete: it was broken off, and a new writer begins it anew.
+
+    Raises WriteError where `check_free` does, and where the disk takes no more.
+    """
 
     folder: Path
     log: list[Mapping[str, Any]] = field(default_factory=list)
     collisions: list[Mapping[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        check_free(self.folder)
+        # The mark comes first and stays until last, so that a kill leaves no folder that seems to be somebody else's.
+        self._write(UNFINISHED, b"This run is being written, or was broken off; it may be removed.\n")
+        with write_errors(self.folder):
+            for entry in self.folder.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry.name != UNFINISHED:
+                    entry.unlink()
 
     def frame(self, frame: Frame) -> None:
         """Write the files of a frame and remember its record."""
@@ -146,10 +177,13 @@ class RunWriter:
         self.log.append(frame.log)
 
     def finish(self, config: Mapping[str, Any]) -> None:
-        """Write the logs and, last, the config."""
+        """Write the logs and, last, the config: with it the run is complete."""
         self._json("vehicle_log.json", self.log, indent=1)
         self._json("collisions.json", self.collisions, indent=1)
-        self._json("config.json", {**config, "quality_metrics": self._quality()}, indent=1)
+        # One rename makes the mark the config: there is never both, nor neither.
+        self._json(UNFINISHED, {**config, "quality_metrics": self._quality()}, indent=1)
+        with write_errors(self.folder / "config.json"):
+            os.replace(self.folder / UNFINISHED, self.folder / "config.json")
 
     def _quality(self) -> dict[str, float]:
         speeds = [record["speed_kmh"] for record in self.log] or [0.0]
