@@ -81,9 +81,11 @@ def main() -> None:
     options = parse()
     records = judge(options)
     per_seed = {
-        seed: summarise([one for one in records if one.route_id.endswith(f"_rep{seed}")]) for seed in options.seeds
+        seed: summarise([one for one in records if one.route_id.endswith(f"_rep{seed}")], options.routes)
+        for seed in options.seeds
     }
-    scores = summarise(records)
+    drives = options.routes * len(options.seeds)
+    scores = summarise(records, drives)
     mean, half = interval([one.driving_score for one in per_seed.values()])
     for record in records:
         if record.status != "Perfect":
@@ -108,7 +110,7 @@ def main() -> None:
     if options.json:
         write_text(options.json, json.dumps(said, indent=1) + "\n")
     if options.results:
-        write_text(options.results, json.dumps(results_file(records, len(records)), indent=1) + "\n")
+        write_text(options.results, json.dumps(results_file(records, drives), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,27 @@
-"""Scores of the CARLA leaderboard (2.0 and later), and its results file.
+"""Scores of the CARLA leaderboard 2.0 (the multiplicative penalty, as Bench2Drive counts it), and its results file.
 
 Driving score = route completion x penalty, from 0 to 100; the penalty is the product of one factor for each infraction.
-The numbers are those of leaderboard/utils/statistics_manager.py (carla-simulator/leaderboard, commit aec8131), but for
-one: a low speed costs nothing here, as in Bench2Drive, and the referee of this package does not look for it.
+The numbers are those of leaderboard/utils/statistics_manager.py (carla-simulator/leaderboard, commit aec8131, the same
+as branch leaderboard-2.0 but for comments). Leaderboard 2.1 (branch leaderboard-2.1, commit cfecdc8) is another one:
+it adds penalties up, 1 / (1 + their sum), and its scores don't compare with these. Two things differ from 2.0 here: a
+low speed costs nothing, as in Bench2Drive, and the referee of this package does not look for it; and a drive that broke
+off counts as nothing, whatever it had completed.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
+import re
+import zlib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from automoe.errors import DataError
 
 PENALTIES: dict[str, float] = {
     "collisions_pedestrian": 0.50,
@@ -36,6 +47,11 @@ ENDING: dict[str, str] = {
 }
 """What ends a route, and in which words."""
 
+AGENT_CRASHED, SIMULATION_CRASHED = "Agent crashed", "Simulation crashed"
+BAD_SENSORS = "Agent's sensors were invalid"
+CRASHES = (AGENT_CRASHED, SIMULATION_CRASHED, BAD_SENSORS, "Agent couldn't be set up")
+"""What breaks a drive off, in the leaderboard's words."""
+
 KINDS = (*PENALTIES, OUTSIDE, *FREE, *ENDING)
 
 LABELS = {
@@ -54,15 +70,18 @@ LABELS = {
 }
 """Of a results file, in its order."""
 
+_OUTSIDE_SAID = re.compile(r"for about ([\d.]+) meters \(([\d.]+)% of")
+
 
 @dataclass(frozen=True)
 class RouteRecord:
     """What became of one drive along one route.
 
-    completion: per cent of the route. infractions: for each kind a sentence for every one of them. outside: share of
-    the driven route that lay outside its lanes, 0 to 1; outside_metres: the same in metres. length: of the route,
-    metres. seconds: of the world's time; seconds_taken: of ours. crashed: why the drive broke off, if it did; it then
-    counts as nothing.
+    completion: per cent of the route. infractions: for each kind a sentence for every one of them. length: of the
+    route, metres. seconds: of the world's time; seconds_taken: of ours. outside: share of the driven route that lay
+    outside its lanes, 0 to 1; outside_metres: the same in metres. failure: what ended the route where no infraction
+    did, in the leaderboard's words, one of `CRASHES`, or in a fork's (Bench2Drive's TickRuntime). reason: what was
+    raised when it crashed.
     """
 
     route_id: str
@@ -73,14 +92,18 @@ class RouteRecord:
     seconds_taken: float = 0.0
     outside: float = 0.0
     outside_metres: float = 0.0
-    crashed: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    failure: str | None = None
+    reason: str | None = None
+
+    @property
+    def crashed(self) -> bool:
+        """Whether the drive broke off. It then counts as nothing."""
+        return self.failure in CRASHES
 
     @property
     def penalty(self) -> float:
         """The product of all penalties, 0 to 1."""
-        factors = [PENALTIES[kind] ** len(said) for kind, said in self.infractions.items() if kind in PENALTIES]
-        return math.prod(factors) * (1.0 - self.outside)
+        return _factors(self.infractions) * (1.0 - self.outside)
 
     @property
     def driving_score(self) -> float:
@@ -96,11 +119,11 @@ class RouteRecord:
     @property
     def status(self) -> str:
         """In the leaderboard's words."""
-        if self.crashed:
-            return "Failed - Simulation crashed"
-        if self.completion >= 100.0:
+        if self.completion >= 100.0 and not self.crashed:
             return "Completed" if any(self.infractions.values()) else "Perfect"
         reasons = [words for kind, words in ENDING.items() if self.infractions.get(kind)]
+        if self.failure is not None:
+            reasons.insert(0 if self.crashed else len(reasons), self.failure)
         return " - ".join(["Failed", *reasons[:1]])
 
     def to_json(self, index: int) -> dict[str, Any]:
@@ -122,8 +145,55 @@ class RouteRecord:
                 "duration_game": round(self.seconds, 3),
                 "duration_system": round(self.seconds_taken, 3),
             },
-            **self.extra,
+            **({} if self.reason is None else {"reason": self.reason}),
         }
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> RouteRecord:
+        """A record of a results file, of this package, the leaderboard or Bench2Drive. The share outside the lanes, of
+        which the sentence gives two digits, is taken from the penalty.
+
+        Raises DataError, naming the route, where something is missing or the scores are not those that the infractions
+        give by the rules of this file: those of another version.
+        """
+        name = str(entry.get("route_id"))
+        try:
+            scores, meta, status = entry["scores"], entry["meta"], str(entry["status"])
+            infractions = {str(kind): [str(words) for words in said] for kind, said in entry["infractions"].items()}
+            completion, penalty, composed = (
+                float(scores[key]) for key in ("score_route", "score_penalty", "score_composed")
+            )
+            length, seconds, taken = (float(meta[key]) for key in ("route_length", "duration_game", "duration_system"))
+            outside = [_OUTSIDE_SAID.search(words) for words in infractions.get(OUTSIDE, [])]
+            metres = sum(float(match[1]) for match in outside if match)
+            inside = math.prod(1.0 - float(match[2]) / 100 for match in outside if match)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"the record of route {name} is not one of the leaderboard's: {error!r}") from error
+        strange = [kind for kind, said in infractions.items() if said and kind not in KINDS]
+        if strange or not all(outside):
+            raise DataError(f"the record of route {name} tells of {', '.join(strange) or OUTSIDE} in unknown words")
+        factors = _factors(infractions)
+        if abs(penalty - factors * inside) > 5e-5 * len(outside) + 2e-6:
+            raise DataError(
+                f"the record of route {name} has a penalty of {penalty:g}, but its infractions give "
+                f"{factors * inside:g} by leaderboard 2.0 as Bench2Drive counts it: another version's scores?"
+            )
+        failure = status.removeprefix("Failed").removeprefix(" - ") if status.startswith("Failed") else ""
+        record = cls(
+            name, completion, infractions, length, seconds, taken, 1.0 - penalty / factors if outside else 0.0, metres,
+            None if failure in ("", *ENDING.values()) else failure, entry.get("reason"),
+        )  # fmt: skip
+        if not record.crashed and abs(composed - record.driving_score) > 1e-4:
+            raise DataError(
+                f"the record of route {name} has a driving score of {composed:g}, not {record.driving_score:g} as its "
+                "completion and penalty give"
+            )
+        return record
+
+
+def _factors(infractions: dict[str, list[str]]) -> float:
+    """The product of what infractions cost that cost the same every time."""
+    return math.prod(PENALTIES[kind] ** len(said) for kind, said in infractions.items() if kind in PENALTIES)
 
 
 @dataclass(frozen=True)
@@ -141,8 +211,10 @@ class Scores:
 
 def summarise(records: Sequence[RouteRecord], routes: int | None = None) -> Scores:
     """The means over `routes` drives (as many as there are records, if not given); those that are missing count as
-    nothing."""
-    count = max(routes or len(records), len(records), 1)
+    nothing. Raises DataError for more records than routes."""
+    if routes is not None and len(records) > routes:
+        raise DataError(f"there are {len(records)} records of {routes} routes: each route counts once")
+    count = max(len(records) if routes is None else routes, 1)
     kilometres = sum(record.length / 1000 * record.completion / 100 for record in records)
     per_km = {
         kind: sum(len(record.infractions.get(kind, [])) for record in records) / max(kilometres, 0.001)
@@ -160,7 +232,7 @@ def summarise(records: Sequence[RouteRecord], routes: int | None = None) -> Scor
 
 
 def results_file(records: Sequence[RouteRecord], routes: int, sensors: Sequence[str] = ()) -> dict[str, Any]:
-    """All records and their means in the form of the leaderboard's results file."""
+    """All records and their means over `routes` drives in the form of the leaderboard's results file."""
     scores = summarise(records, routes)
     means = {
         "score_composed": round(scores.driving_score, 6),
@@ -174,8 +246,11 @@ def results_file(records: Sequence[RouteRecord], routes: int, sensors: Sequence[
         for key, mean in means.items()
     }
     failed = [
-        (record.route_id, index, record.status) for index, record in enumerate(records) if record.completion < 100
+        (record.route_id, index, record.status)
+        for index, record in enumerate(records)
+        if record.status.startswith("Failed")
     ]
+    entry_status = _entry_status(records, routes)
     return {
         "_checkpoint": {
             "global_record": {
@@ -195,8 +270,8 @@ def results_file(records: Sequence[RouteRecord], routes: int, sensors: Sequence[
             "progress": [len(records), routes],
             "records": each,
         },
-        "entry_status": "Crashed" if any(record.crashed for record in records) else "Finished",
-        "eligible": not any(record.crashed for record in records) and len(records) == routes,
+        "entry_status": entry_status,
+        "eligible": entry_status == "Finished",
         "sensors": list(sensors),
         "values": [str(value) for value in (*means.values(), *(per_km[kind] for kind in LABELS))],
         "labels": ["Avg. driving score", "Avg. route completion", "Avg. infraction penalty", *LABELS.values()],
@@ -208,3 +283,33 @@ def _worst(statuses: Sequence[str]) -> str:
         if any(status.startswith(word) for status in statuses):
             return word
     return "Perfect"
+
+
+def _entry_status(records: Sequence[RouteRecord], routes: int) -> str:
+    """In the leaderboard's words. An agent's crash costs its route and no more."""
+    if len(records) != routes:
+        return "Invalid"
+    failures = {record.failure for record in records}
+    return "Rejected" if BAD_SENSORS in failures else "Crashed" if SIMULATION_CRASHED in failures else "Finished"
+
+
+def read_results(path: Path) -> list[RouteRecord]:
+    """The records of a results file, plain or gzipped; its own means are not looked at.
+
+    Raises DataError, naming the file, if it isn't one, has a route twice, or a record that `RouteRecord.from_json`
+    refuses.
+    """
+    try:
+        data = path.read_bytes()
+        entries = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)["_checkpoint"]["records"]
+        records = [RouteRecord.from_json(entry) for entry in entries]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is not a results file of the CARLA leaderboard: {error!r}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    twice = [name for name, count in Counter(record.route_id for record in records).items() if count > 1]
+    if twice:
+        raise DataError(f"{path} has more than one record of {', '.join(twice)}: each route counts once")
+    return records

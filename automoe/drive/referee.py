@@ -14,7 +14,6 @@ import shapely
 
 from automoe.drive.leaderboard import KINDS, OUTSIDE, RouteRecord
 from automoe.world import polyline
-from automoe.world.contacts import Contact
 from automoe.world.drive import Drive
 from automoe.world.town import Lane, StopLine, TrafficSignal
 from automoe.world.vehicle import LENGTH
@@ -23,8 +22,12 @@ COMPLETE, TARGET_METRES = 99.0, 10.0
 """RouteCompletionTest: per cent of the route, and metres from its end."""
 
 SAME_PLACE, SAME_SECONDS, FAULT = 5.0, 5.0, 0.1
-"""CollisionTest: contacts within so many metres are one, those with the same thing within so many seconds too, and
-below that speed (m/s) they are nobody's fault."""
+"""CollisionTest: contacts within so many metres of the last one that counted are one with it, those with the same thing
+within so many seconds too, and below that speed (m/s) they are nobody's fault."""
+
+KNOWN_AGAIN = ("traffic light", "traffic sign", "traffic_cone")
+"""CollisionTest: of what stands still, what CARLA knows by an id. All else is level geometry, which has none: only the
+place tells one collision with it from the next."""
 
 OUTSIDE_METRES = 0.5
 """OutsideRouteLanesTest: beyond a lane's edge."""
@@ -72,8 +75,9 @@ class Referee:
         self._stop: StopLine | None = None
         self._stood = False
         self._last_light: str | None = None
-        self._hit: tuple[Contact, float, np.ndarray] | None = None
-        self._touched: set[int] = set()
+        self._hit_id: int | None = None
+        self._hit_time = 0.0
+        self._hit_place: np.ndarray | None = None
 
     def _lines(self, lit: bool) -> list[StopLine]:
         return [line for line in self.town.stop_lines if ((line.node, line.street) in self._signals) == lit]
@@ -119,17 +123,16 @@ class Referee:
     # -------------------------------------------------------- infractions
 
     def _collisions(self, here: np.ndarray) -> None:
-        now, speed = self.drive.scene.time, self.drive.car.speed
-        if self._hit is not None:
-            contact, since, where = self._hit
-            if now - since > SAME_SECONDS and np.hypot(*(here - where)) > SAME_PLACE:
-                self._hit = None
-        touched = {contact.id: contact for contact in self.drive.contacts}
-        # A car that ran into something stands: what counts is that it moved when it came to it.
-        speed = max(speed, self._speed_before)
-        for key, contact in touched.items():
-            new = key not in self._touched
-            if not new or speed < FAULT or self._is_same(contact, here):
+        """Every contact of every moment is a collision, but for those that belong to the last one that counted."""
+        now = self.drive.scene.time
+        # A car that ran into something stands: what counts is how fast it came to it.
+        speed = max(self.drive.car.speed, self.drive.impact)
+        if self._hit_place is not None and np.hypot(*(here - self._hit_place)) > SAME_PLACE:
+            self._hit_place = None
+        if now - self._hit_time > SAME_SECONDS:
+            self._hit_id = None
+        for contact in self.drive.contacts:
+            if contact.id == self._hit_id or self._hit_place is not None or speed < FAULT:
                 continue
             kind = {"pedestrian": "collisions_pedestrian", "vehicle": "collisions_vehicle"}.get(
                 contact.kind, "collisions_layout"
@@ -137,17 +140,9 @@ class Referee:
             self.infractions[kind].append(
                 f"Agent collided against object with type={contact.what} and id={contact.id} at {_at(here)}"
             )
-            self._hit = (contact, now, here)
-        self._touched, self._speed_before = set(touched), self.drive.car.speed
-
-    _speed_before = 0.0
-
-    def _is_same(self, contact: Contact, here: np.ndarray) -> bool:
-        if self._hit is None:
-            return False
-        other, since, where = self._hit
-        soon = self.drive.scene.time - since <= SAME_SECONDS
-        return (other.id == contact.id and soon) or float(np.hypot(*(here - where))) <= SAME_PLACE
+            self._hit_time, self._hit_place = now, here
+            if contact.kind != "static" or contact.what in KNOWN_AGAIN:
+                self._hit_id = contact.id
 
     def _red_lights(self) -> None:
         car, now = self.drive.car, self.drive.scene.time
@@ -203,8 +198,8 @@ class Referee:
 
     # -------------------------------------------------------- out
 
-    def record(self, seconds_taken: float = 0.0, crashed: str | None = None) -> RouteRecord:
-        """What became of the drive."""
+    def record(self, seconds_taken: float = 0.0, failure: str | None = None, reason: str | None = None) -> RouteRecord:
+        """What became of the drive. failure, reason: a RouteRecord's, where it broke off."""
         driven = max(self.drive.station, 1e-6)
         infractions = {kind: list(said) for kind, said in self.infractions.items()}
         share = min(self.outside_metres / driven, 1.0)
@@ -222,7 +217,8 @@ class Referee:
             seconds_taken,
             share,
             self.outside_metres,
-            crashed,
+            failure,
+            reason,
         )
 
 

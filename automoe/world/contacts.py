@@ -17,6 +17,9 @@ LOW, HIGH = 0.3, 1.5
 NEAR = 15.0
 """Metres from the ego's middle within which others can touch it: half a tram and half a car."""
 
+DEEPER = 1e-9
+"""Square metres by which an overlap has to grow to be more than rounding."""
+
 MOVABLE = ("traffic_cone",)
 """Categories of things that stand still and stop no car."""
 
@@ -41,7 +44,8 @@ class Obstacles:
 
     def __init__(self, stage: StagedTown) -> None:
         outlines: dict[tuple[str, float], shapely.Polygon | None] = {}
-        self.names, self.numbers, shapes = [], [], []
+        self.names, self.numbers = [], []
+        shapes: list[shapely.Polygon] = []
         for number, placement in enumerate(stage.placements):
             key = (placement.asset, placement.z)
             if key not in outlines:
@@ -53,12 +57,16 @@ class Obstacles:
                 shapes.append(shapely.Polygon(turned + np.array([placement.x, placement.y])))
                 self.names.append(stage.assets[placement.asset].category or placement.asset)
                 self.numbers.append(number)
-        self.tree = shapely.STRtree(shapes)
+        self.shapes, self.tree = shapes, shapely.STRtree(shapes)
+
+    def touching(self, body: shapely.Polygon) -> list[tuple[Contact, shapely.Polygon]]:
+        """What a body on the ground touches, with its outline."""
+        found = sorted(self.tree.query(body, "intersects").tolist())
+        return [(Contact("static", -1 - self.numbers[index], self.names[index]), self.shapes[index]) for index in found]
 
     def touched(self, body: shapely.Polygon) -> list[Contact]:
         """What a body on the ground touches."""
-        found = sorted(self.tree.query(body, "intersects").tolist())
-        return [Contact("static", -1 - self.numbers[index], self.names[index]) for index in found]
+        return [contact for contact, _ in self.touching(body)]
 
 
 def outline(asset: Asset, z: float = 0.0) -> shapely.Polygon | None:
@@ -89,14 +97,34 @@ def rectangle(x: float, y: float, yaw: float, length: float, width: float) -> sh
 
 def contacts(scene: Scene, obstacles: Obstacles) -> tuple[Contact, ...]:
     """Everything that the ego touches at a moment. A rider is part of his two-wheeler."""
+    return tuple(contact for contact, _ in touching(scene, obstacles))
+
+
+def touching(scene: Scene, obstacles: Obstacles) -> list[tuple[Contact, shapely.Polygon]]:
+    """Everything that the ego touches at a moment, with its outline on the ground."""
     body = ego_body(scene.ego)
     x, y = body.centroid.x, body.centroid.y
-    found = obstacles.touched(body)
+    found = obstacles.touching(body)
     for actor in scene.actors:
         near = abs(actor.x - x) < NEAR and abs(actor.y - y) < NEAR
-        if near and actor.mount is None and body.intersects(_outline_of(actor)):
-            found.append(Contact(_kind(actor), actor.id, actor.category))
-    return tuple(found)
+        if near and actor.mount is None and body.intersects(shape := _outline_of(actor)):
+            found.append((Contact(_kind(actor), actor.id, actor.category), shape))
+    return found
+
+
+def in_the_way(
+    touched: list[tuple[Contact, shapely.Polygon]], before: EgoState, after: EgoState
+) -> tuple[Contact, ...]:
+    """Which solid things of those that the ego touches it would get deeper into, or begin to touch, by going from one
+    place to another. What has driven into it is not in the way of leaving."""
+    solid = [(contact, shape) for contact, shape in touched if contact.solid]
+    if not solid:
+        return ()
+    here, there = ego_body(before), ego_body(after)
+    return tuple(
+        contact for contact, shape in solid
+        if shape.intersection(there).area > shape.intersection(here).area + DEEPER
+    )  # fmt: skip
 
 
 def _outline_of(actor: Actor) -> shapely.Polygon:

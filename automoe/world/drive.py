@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from automoe.world import polyline, vehicle
-from automoe.world.contacts import Obstacles, contacts
+from automoe.world.contacts import Obstacles, contacts, in_the_way, touching
 from automoe.world.motion import Traffic
 from automoe.world.route import Route
 from automoe.world.scene import Conditions, EgoState, Scene, StagedTown
@@ -24,8 +24,8 @@ PROGRESS = 15.0
 class Drive:
     """A drive along a route. Deterministic: the same town, route, seed and controls give the same drive.
 
-    scene: the present moment; car: the ego; contacts: what it touches; station: metres of the route behind it, never
-    falling.
+    scene: the present moment; car: the ego; contacts: what it touches, and what it was kept from driving into; impact:
+    the speed at which it came to that, m/s, or 0; station: metres of the route behind it, never falling.
     """
 
     def __init__(
@@ -45,18 +45,27 @@ class Drive:
         ego = self.scene.ego
         self.car = CarState(ego.x, ego.y, ego.yaw, ego.speed)
         self.contacts = contacts(self.scene, self.obstacles)
-        self.station = 0.0
+        self.impact, self.station = 0.0, 0.0
 
     def step(self, control: Control) -> Scene:
-        """The moment after `STEP` seconds under a control. Who runs into something solid stands where he was."""
+        """The moment after `STEP` seconds under a control.
+
+        Who would get into something solid, or deeper into it, stands where he was, and can only turn his wheels. What
+        has driven into him doesn't keep him from leaving, nor move him.
+        """
         car = vehicle.step(self.car, control, STEP)
         scene = self.traffic.step(STEP, self._ego(car))
-        touched = contacts(scene, self.obstacles)
-        before = {contact.id for contact in self.contacts}
-        if any(contact.solid and contact.id not in before for contact in touched):
-            car = replace(self.car, speed=0.0, acceleration=0.0)
+        touched = touching(scene, self.obstacles)
+        blocking = in_the_way(touched, self.scene.ego, scene.ego)
+        self.impact = car.speed if blocking else 0.0
+        if blocking:
+            car = replace(self.car, speed=0.0, acceleration=0.0, wheel=car.wheel)
             scene = self.traffic.place_ego(self._ego(car))
-        self.car, self.scene, self.contacts = car, scene, touched
+            here = contacts(scene, self.obstacles)
+            self.contacts = (*here, *(contact for contact in blocking if contact not in here))
+        else:
+            self.contacts = tuple(contact for contact, _ in touched)
+        self.car, self.scene = car, scene
         self._progress()
         return scene
 

@@ -61,7 +61,7 @@ def put(drive: Drive, station: float, speed: float, seconds: float = STEP, aside
     drive.scene = replace(
         drive.scene, time=drive.scene.time + seconds, ego=replace(drive.scene.ego, x=x, y=y, yaw=heading, speed=speed)
     )
-    drive.contacts = ()
+    drive.contacts, drive.impact = (), 0.0
     drive._progress()
 
 
@@ -140,14 +140,92 @@ def test_a_collision_counts_once_and_again_later_elsewhere(watched, contact: Con
     assert said(referee) == {kind: 2}
 
 
-def test_who_stands_is_not_to_blame(watched) -> None:
+def test_within_five_seconds_the_same_thing_counts_once_and_another_one_five_metres_on_again(watched) -> None:
     drive, referee = watched
-    put(drive, 20.0, 0.0)
-    referee.observe()
-    put(drive, 20.0, 0.0)
-    drive.contacts = (Contact("vehicle", 8, "car"),)
-    referee.observe()
+    for station, key in ((20.0, 7), (26.0, 7), (26.4, 8), (32.0, 7)):
+        put(drive, station, 5.0)
+        drive.contacts = (Contact("pedestrian", key, "pedestrian"),)
+        referee.observe()
+    # The second is the first one still; the last one is neither the one before it nor where that was.
+    assert said(referee) == {"collisions_pedestrian": 3}
+
+
+@pytest.mark.parametrize(("what", "count"), [("wall0", 2), ("traffic sign", 1)])
+def test_what_has_no_id_in_carla_is_told_apart_by_place_alone(watched, what: str, count: int) -> None:
+    drive, referee = watched
+    for station in (20.0, 26.0):
+        put(drive, station, 5.0)
+        drive.contacts = (Contact("static", -4, what),)
+        referee.observe()
+    assert said(referee) == {"collisions_layout": count}
+
+
+@pytest.mark.parametrize("contact", [Contact("pedestrian", 7, "pedestrian"), Contact("vehicle", 8, "car")])
+def test_who_stands_is_not_to_blame_until_he_drives_on(watched, contact: Contact) -> None:
+    """Somebody comes to the standing ego and stays there; then it drives over him, or into him."""
+    drive, referee = watched
+    for _ in range(40):
+        put(drive, 20.0, 0.0)
+        drive.contacts = (contact,)
+        referee.observe()
     assert said(referee) == {}
+    for number in range(1, 20):
+        put(drive, 20.0 + 0.005 * number**2, 0.2 * number)
+        drive.contacts = (contact,)
+        referee.observe()
+    assert said(referee) == {f"collisions_{contact.kind}": 1}
+
+
+def test_who_keeps_pushing_has_had_one_collision(watched) -> None:
+    """Its speed is the one at which it came to what stopped it: it has none when it is looked at."""
+    drive, referee = watched
+    impacts = []
+    for _ in range(round(15 / STEP)):
+        drive.step(Control(throttle=1.0, steer=0.2))
+        referee.observe()
+        impacts.append(drive.impact)
+    assert said(referee)["collisions_layout"] == 1
+    assert max(impacts) > 3.0
+    assert np.count_nonzero(impacts) > 100
+    assert drive.car.speed < 0.1
+
+
+def test_a_driver_that_raises_loses_its_route_and_no_other(stage, obstacles, capsys) -> None:
+    class Faulty:
+        def __init__(self, steps: int) -> None:
+            self.left = steps
+
+        def control(self, drive: Drive) -> Control:
+            self.left -= 1
+            if self.left < 0:
+                raise ValueError("no image came")
+            return Autopilot().control(drive)
+
+    records = []
+    for name, driver in (("r0", Faulty(60)), ("r1", Autopilot())):
+        route = draw_route(stage.town, np.random.default_rng(0), 150.0)
+        records.append(drive_route(Drive(stage, route, 0, density=EMPTY, obstacles=obstacles), driver, name))
+    crashed, driven = records
+    assert crashed.status == "Failed - Agent crashed"
+    assert crashed.reason == "ValueError: no image came"
+    assert crashed.driving_score == 0.0
+    assert crashed.completion > 1.0
+    assert crashed.seconds == pytest.approx(60 * STEP)
+    assert driven.status == "Perfect"
+    told = capsys.readouterr().err
+    assert "r0: Agent crashed after 3.00 s" in told
+    assert "no image came" in told
+    assert "Traceback" in told
+
+
+def test_a_world_that_raises_is_no_fault_of_the_agent(watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no way out of a lane")
+
+    monkeypatch.setattr(Drive, "step", broken)
+    record = drive_route(watched[0], Autopilot(), "r")
+    assert record.status == "Failed - Simulation crashed"
+    assert record.driving_score == 0.0
 
 
 def test_beside_the_road_and_on_the_wrong_lane(watched) -> None:

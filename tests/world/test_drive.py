@@ -7,19 +7,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import shapely
 
 from automoe.errors import WorldError
 from automoe.world import polyline
 from automoe.world.autopilot import Autopilot
-from automoe.world.contacts import Obstacles, contacts, rectangle
+from automoe.world.contacts import Obstacles, contacts, ego_body, rectangle
 from automoe.world.drive import STEP, Drive
 from automoe.world.motion import Traffic
 from automoe.world.route import draw_route, plan_route
 from automoe.world.scene import Conditions, EgoState
 from automoe.world.traffic import Density, sample_scene
-from automoe.world.vehicle import AHEAD, Control
+from automoe.world.vehicle import AHEAD, LENGTH, WIDTH, CarState, Control
 
 EMPTY = Density(vehicles=0.01, parked=0.0, pedestrians=0.0, crossing=0.0, at_kerb=0.0)
+PARKED = replace(EMPTY, parked=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,118 @@ def test_who_drives_into_somebody_stands_and_touches_him(small_stage, obstacles)
         assert solid
         assert drive.car.speed == 0.0
         assert (drive.car.x, drive.car.y) == (before.x, before.y)
+
+
+def put(drive: Drive, x: float, y: float, yaw: float, speed: float = 0.0) -> None:
+    """Bring the ego somewhere, the middle of its body first, without driving."""
+    x, y = x - AHEAD * math.cos(yaw), y - AHEAD * math.sin(yaw)
+    drive.car = CarState(x, y, yaw, speed)
+    drive.scene = replace(drive.scene, ego=replace(drive.scene.ego, x=x, y=y, yaw=yaw, speed=speed))
+    drive.contacts = contacts(drive.scene, drive.obstacles)
+
+
+def shapes_of(drive: Drive, what: str) -> list[shapely.Polygon]:
+    """The outlines of all trees, all walls or all parked cars."""
+    if what == "car":
+        parked = [actor for actor in drive.scene.actors if actor.parked and actor.category == "car"]
+        return [rectangle(one.x, one.y, one.yaw, one.size[0], one.size[1]) for one in parked]
+    named = zip(drive.obstacles.names, drive.obstacles.shapes, strict=True)
+    return [shape for name, shape in named if name.startswith(what)]
+
+
+def approach(drive: Drive, what: str) -> shapely.Polygon:
+    """Put the ego 6 m before something with nothing else in between, heading for its middle."""
+    solid = [*drive.obstacles.shapes, *shapes_of(drive, "car")]
+    tree = shapely.STRtree(solid)
+    for shape in shapes_of(drive, what):
+        middle = shapely.get_coordinates(shape.centroid)[0]
+        for yaw in np.arange(0.0, 2 * math.pi, math.pi / 8).tolist():
+            forward = np.array([math.cos(yaw), math.sin(yaw)])
+            x, y = middle - (3.0 + LENGTH / 2) * forward
+            way = rectangle(float(x), float(y), yaw, 6.0 + LENGTH, WIDTH + 0.5)
+            if all(solid[index].equals(shape) for index in tree.query(way, "intersects")):
+                x, y = middle - (6.0 + LENGTH / 2) * forward
+                put(drive, float(x), float(y), yaw)
+                return shape
+    raise AssertionError(f"no {what} with a way to it")
+
+
+def park(drive: Drive, ahead: float, aside: float, turned: float, size: tuple[float, float, float]) -> shapely.Polygon:
+    """Have a standing car so many metres before the ego's middle and to its left, turned so far to the left of it, and
+    no other one."""
+    (x, y), yaw = drive.car.middle, drive.car.yaw
+    cos, sin = math.cos(yaw), math.sin(yaw)
+    car = next(actor for actor in drive.scene.actors if actor.parked and actor.category == "car")
+    car = replace(car, x=x + ahead * cos - aside * sin, y=y + ahead * sin + aside * cos, yaw=yaw + turned, size=size)
+    drive.traffic.scene = drive.scene = replace(drive.scene, actors=(car,))
+    put(drive, x, y, yaw)
+    return rectangle(car.x, car.y, car.yaw, size[0], size[1])
+
+
+def inside(drive: Drive, shape: shapely.Polygon) -> float:
+    """Square metres of the ego that lie in something."""
+    return ego_body(drive.scene.ego).intersection(shape).area
+
+
+@pytest.fixture
+def parked(small_stage, obstacles) -> Drive:
+    """A drive that begins, with nobody about but standing cars."""
+    route = draw_route(small_stage.town, np.random.default_rng(1), 150.0)
+    return Drive(small_stage, route, 1, density=PARKED, obstacles=obstacles)
+
+
+@pytest.mark.parametrize("what", ["tree", "wall", "car"])
+def test_nobody_drives_through_what_is_solid(parked: Drive, what: str) -> None:
+    """Full throttle for ten seconds ends before a tree, a wall, a standing car, and not behind or inside it."""
+    shape, impacts = approach(parked, what), []
+    for _ in range(round(10 / STEP)):
+        parked.step(Control(throttle=1.0))
+        assert inside(parked, shape) < 1e-6
+        impacts.append(parked.impact)
+    assert ego_body(parked.scene.ego).distance(shape) < 0.05
+    assert parked.car.speed < 0.1
+    assert max(impacts) > 4.0
+
+
+def test_who_turns_away_leaves(parked: Drive) -> None:
+    """From a car across his way that he came to at an angle. The wheels turn where he stands."""
+    shape = park(parked, 12.0, 0.0, math.radians(20.0), (12.0, 2.0, 1.5))
+    for _ in range(round(6 / STEP)):
+        parked.step(Control(throttle=1.0))
+    stood = parked.car
+    assert ego_body(parked.scene.ego).distance(shape) < 0.05
+    for _ in range(round(4 / STEP)):
+        parked.step(Control(throttle=0.5, steer=-1.0))
+        assert inside(parked, shape) < 1e-6
+    assert math.hypot(parked.car.x - stood.x, parked.car.y - stood.y) > 2.0
+    assert ego_body(parked.scene.ego).distance(shape) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("ahead", "aside", "turned", "leaves"),
+    [
+        (-LENGTH + 0.3, 0.2, 0.0, True),
+        (-0.5, (LENGTH + WIDTH) / 2 - 0.3, math.pi / 2, True),
+        (LENGTH - 0.3, 0.0, 0.0, False),
+    ],
+    ids=["from behind", "from the side", "from ahead"],
+)
+def test_who_was_driven_into_is_not_moved_and_may_leave(
+    parked: Drive, ahead: float, aside: float, turned: float, leaves: bool
+) -> None:
+    """A car has come 0.3 m into the ego: behind and beside it, it is left; ahead of it, it is in the way."""
+    shape = park(parked, ahead, aside, turned, (LENGTH, WIDTH, 1.5))
+    began, stood = inside(parked, shape), parked.car
+    assert began > 0.5
+    for _ in range(round(1 / STEP)):
+        parked.step(Control(brake=1.0))
+        assert [contact.kind for contact in parked.contacts] == ["vehicle"]
+        assert (parked.car.x, parked.car.y, parked.car.speed) == (stood.x, stood.y, 0.0)
+    for _ in range(round(4 / STEP)):
+        parked.step(Control(throttle=0.5))
+        assert inside(parked, shape) < began + 1e-6
+    moved = math.hypot(parked.car.x - stood.x, parked.car.y - stood.y)
+    assert (moved > 6.0) == leaves == (inside(parked, shape) == 0.0)
 
 
 def test_contacts_name_what_is_touched(small_stage, obstacles) -> None:
