@@ -6,7 +6,7 @@
 #   NUM_GPUS=4 DATA_ROOT=/data/carla/preprocessed bash training/finetune_experts_carla.sh
 #   PROFILE=tiny DEVICE=cpu bash training/finetune_experts_carla.sh
 #
-# Each starts from the newest checkpoint of its source expert; see --source and --from_scratch of the trainers.
+# Each starts from the newest checkpoint of its source expert, or from the one that SOURCE_... names.
 # Best weights: models/checkpoints/carla_<task>_expert_ddp/<run name>/best.pth and
 # models/checkpoints/carla_nuscenes_2d_ddp/<run name>/best.pth; logs: logs/.
 # Stopped? Give the same line again: finished tasks are kept, the stopped one goes on where it was.
@@ -25,6 +25,10 @@ EPOCHS_DET=${EPOCHS_DET:-}
 EPOCHS_DRV=${EPOCHS_DRV:-}
 EPOCHS_SEG=${EPOCHS_SEG:-}
 EPOCHS_NUSC=${EPOCHS_NUSC:-}
+SOURCE_DET=${SOURCE_DET:-}            # a best.pth or a run's name; the newest run if empty
+SOURCE_DRV=${SOURCE_DRV:-}
+SOURCE_SEG=${SOURCE_SEG:-}
+SOURCE_NUSC=${SOURCE_NUSC:-}
 NUM_QUERIES=${NUM_QUERIES:-}          # of the nuScenes expert's image branch
 SEED=${SEED:-}
 MAX_STEPS=${MAX_STEPS:-}              # for quick looks
@@ -60,13 +64,14 @@ add --limit "$LIMIT"
 flags+=($EXTRA_ARGS)
 common=("${flags[@]}")
 
-set_resume_line EXTRA_ARGS OUTPUT_ROOT LIMIT MAX_STEPS SEED NUM_QUERIES EPOCHS_NUSC EPOCHS_SEG EPOCHS_DRV EPOCHS_DET \
-                WORKERS BATCH SKIP_NUSCENES SKIP_SEGMENTATION SKIP_DRIVABLE SKIP_DETECTION DEVICE NUM_GPUS RUN_NAME \
+set_resume_line EXTRA_ARGS OUTPUT_ROOT LIMIT MAX_STEPS SEED NUM_QUERIES SOURCE_NUSC SOURCE_SEG SOURCE_DRV SOURCE_DET \
+                EPOCHS_NUSC EPOCHS_SEG EPOCHS_DRV EPOCHS_DET WORKERS BATCH SKIP_NUSCENES SKIP_SEGMENTATION SKIP_DRIVABLE SKIP_DETECTION DEVICE NUM_GPUS RUN_NAME \
                 DATA_ROOT PROFILE
 
-finetune() {  # task, epochs
+finetune() {  # task, epochs, source
   flags=("${common[@]}")
   add --epochs "$2"
+  add --source "$3"
   if [ "$1" = nuscenes_2d ]; then
     add --num_queries "$NUM_QUERIES"
     train "$1" "$OUTPUT_ROOT/logs/carla_nuscenes_2d_${RUN_NAME}.log" \
@@ -77,9 +82,9 @@ finetune() {  # task, epochs
   fi
 }
 
-if is_on "$SKIP_DETECTION"; then echo "== detection skipped"; else finetune detection "$EPOCHS_DET"; fi
-if is_on "$SKIP_DRIVABLE"; then echo "== drivable skipped"; else finetune drivable "$EPOCHS_DRV"; fi
-if is_on "$SKIP_SEGMENTATION"; then echo "== segmentation skipped"; else finetune segmentation "$EPOCHS_SEG"; fi
-if is_on "$SKIP_NUSCENES"; then echo "== nuscenes_2d skipped"; else finetune nuscenes_2d "$EPOCHS_NUSC"; fi
+if is_on "$SKIP_DETECTION"; then echo "== detection skipped"; else finetune detection "$EPOCHS_DET" "$SOURCE_DET"; fi
+if is_on "$SKIP_DRIVABLE"; then echo "== drivable skipped"; else finetune drivable "$EPOCHS_DRV" "$SOURCE_DRV"; fi
+if is_on "$SKIP_SEGMENTATION"; then echo "== segmentation skipped"; else finetune segmentation "$EPOCHS_SEG" "$SOURCE_SEG"; fi
+if is_on "$SKIP_NUSCENES"; then echo "== nuscenes_2d skipped"; else finetune nuscenes_2d "$EPOCHS_NUSC" "$SOURCE_NUSC"; fi
 echo "Done. Checkpoints: $OUTPUT_ROOT/models/checkpoints/carla_{detection,drivable,segmentation}_expert_ddp/$RUN_NAME/best.pth" \
      "and $OUTPUT_ROOT/models/checkpoints/carla_nuscenes_2d_ddp/$RUN_NAME/best.pth"

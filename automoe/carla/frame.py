@@ -15,12 +15,6 @@ import numpy as np
 
 from automoe.poses import rotation_x, rotation_y, rotation_z
 
-MIRROR = np.diag([1.0, -1.0, 1.0, 1.0])
-"""From one frame's points to the other's."""
-
-NEAREST = 0.1
-"""Metres before a camera from which on corners are projected."""
-
 
 def flip(vectors: np.ndarray) -> np.ndarray:
     """Places, velocities or accelerations [..., 2 or more] (x, y, ...) in the other frame; more columns stay."""
@@ -78,19 +72,3 @@ def location_of(value: Any) -> dict[str, float]:
 def rotation_of(value: Any) -> dict[str, float]:
     """A carla.Rotation as a mapping."""
     return {"pitch": value.pitch, "yaw": value.yaw, "roll": value.roll}
-
-
-def extent(
-    corners: np.ndarray, focal: tuple[float, float], centre: tuple[float, float], size: tuple[int, int]
-) -> list[float] | None:
-    """What a box covers of a picture, pixels x1 y1 x2 y2 clipped to it; None where that is not a pixel.
-
-    corners: [N, 3], metres in the camera's axes (x right, y down, z forward). focal, centre: pixels, x and y. size:
-    height and width. Corners beside or behind the camera are taken to be just before it, if one is before it.
-    """
-    if (corners[:, 2] < NEAREST).all():
-        return None
-    pixels = corners[:, :2] / np.maximum(corners[:, 2:], NEAREST) * focal + centre
-    ends = size[::-1]
-    low, high = np.clip(pixels.min(axis=0), 0, ends), np.clip(pixels.max(axis=0), 0, ends)
-    return [*low.tolist(), *high.tolist()] if (high - low > 1.0).all() else None

@@ -13,7 +13,8 @@ import numpy as np
 
 from automoe.carla import frame
 from automoe.carla.run import FIELD_OF_VIEW
-from automoe.poses import LOOKING_FORWARD
+from automoe.image_boxes import visible_extents
+from automoe.poses import LOOKING_FORWARD, box_corners, move_points
 
 
 def pose_of(transform: Any) -> np.ndarray:
@@ -91,16 +92,17 @@ def projected(box: Any, transform: Any, camera: Any, size: tuple[int, int]) -> l
     T_world_mount = pose_of(camera)
     local = (_corners(box, transform) - T_world_mount[:3, 3]) @ T_world_mount[:3, :3] @ LOOKING_FORWARD
     focal = width / 2 / math.tan(math.radians(FIELD_OF_VIEW) / 2)
-    return frame.extent(local, (focal, focal), (width / 2, height / 2), size)
+    intrinsic = np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
+    xyxy = visible_extents(local[None], intrinsic, size)[0]
+    return xyxy.tolist() if (xyxy[2:] - xyxy[:2] > 1.0).all() else None
 
 
 def _corners(box: Any, transform: Any) -> np.ndarray:
-    """The eight corners of an actor's box, world, our frame [8, 3]."""
-    extent = np.array([box.extent.x, box.extent.y, box.extent.z])
-    signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+    """The eight corners of an actor's box, world, our frame [8, 3], in the order of `poses.box_corners`."""
+    extent = [box.extent.x, box.extent.y, box.extent.z]
+    own = box_corners(np.array([[0.0, 0.0, 0.0, *(2 * half for half in extent), 0.0]]))[0]
     T_actor_box = frame.pose(frame.location_of(box.location), frame.rotation_of(box.rotation))
-    inside = np.column_stack([signs * extent, np.ones(8)])
-    return (inside @ (pose_of(transform) @ T_actor_box).T)[:, :3]
+    return move_points(pose_of(transform) @ T_actor_box, own)
 
 
 def boxes(actors: Sequence[Any], camera: Any, size: tuple[int, int]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ is the only way in, so a file from a stranger cannot run code.
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -50,7 +51,7 @@ def load(path: Path | str, map_location: str | torch.device = "cpu") -> dict[str
             f"{path} was not loaded: it is damaged, or holds Python objects that could execute code; "
             "use a checkpoint that AutoMoE wrote."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError, struct.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint ({reason}): delete it, and copy or train it again."

@@ -84,6 +84,7 @@ def fit(
     dist: Distributed,
     param_groups: list[dict[str, Any]] | None = None,
     sample_weights: Any = None,
+    on_start: Callable[[], None] = lambda: None,
     on_best: Callable[[], None] = lambda: None,
 ) -> FitResult:
     """Train `step_module` to the end of `config`, or go on with the run in `run_dir`.
@@ -94,10 +95,12 @@ def fit(
     evaluate: called on every rank with the (averaged) model in eval mode, without gradients, in float32. It gathers
         across ranks itself; rank 0's metrics count. None is for what is undefined.
     meta: plain values that travel in every checkpoint (config, classes, preprocess, postprocess, rig, ...);
-        "dataset_fingerprint" and "model_config" also decide whether a saved run may be gone on with.
+        "dataset_fingerprint", "model_config", "recipe" and "start" also decide whether a saved run may be gone on
+        with.
     param_groups: as for AdamW, each with its own peak "lr" and "weight_decay" if given; default: no decay for
         biases and norms.
     sample_weights: one number a sample, to draw samples in proportion instead of each once an epoch.
+    on_start: called by every process before the first step of a run that begins, not of one that goes on.
     on_best: called by the main process whenever best.pth has been written.
 
     Raises ConfigError (mismatch with the saved run), CheckpointError (files read), WriteError (a full disk, say),
@@ -128,6 +131,8 @@ def fit(
             dist.say(f"Already finished: {run_dir} stands at step {state.progress.step} of {run.total_steps}.")
             return _result(run, state.progress)
         dist.say(f"Going on at step {state.progress.step} of {run.total_steps}.")
+    else:
+        on_start()
     run.introduce()
     _train(run, state, dataset, collate, _Hooks(evaluate, on_best), Path(log_dir))
     return _result(run, state.progress)

@@ -79,6 +79,8 @@ def write_manifest(run: Run, step: int) -> None:
         "dataset_fingerprint": run.meta.get("dataset_fingerprint"),
         "engine": asdict(config),
         "config": run.meta.get("config"),
+        "asked": run.meta.get("asked"),
+        "source": run.meta.get("source"),
     }
     _write(run.run_dir, manifest)
 

@@ -16,8 +16,8 @@ from automoe.errors import CheckpointError, ConfigError
 from automoe.files import write_bytes
 
 LAST, BEST = "last.pth", "best.pth"
-COMPANIONS = ("submission.json",)
-"""What stages write beside best.pth (`fit`'s on_best): it goes where that file goes."""
+COMPANIONS = ("submission.json", "source.json")
+"""What stages write beside best.pth (`fit`'s on_start and on_best): it goes where that file goes."""
 
 TRAINING_KIND, MODEL_KIND = "automoe-training", "automoe-model"
 
@@ -30,8 +30,8 @@ _FREE_KEYS = {
 
 
 def identity(config: EngineConfig, meta: dict[str, Any], *, length: int, world_size: int) -> dict[str, Any]:
-    """What two commands must share to be parts of one run. `meta` adds its dataset_fingerprint, model_config
-    and recipe."""
+    """What two commands must share to be parts of one run. `meta` adds its dataset_fingerprint, model_config,
+    recipe and start (a hash of the weights that training begins with, where they are not a backbone's)."""
     return {
         "seed": config.seed,
         "batch_size": config.batch_size,
@@ -41,6 +41,7 @@ def identity(config: EngineConfig, meta: dict[str, Any], *, length: int, world_s
         "dataset_fingerprint": meta.get("dataset_fingerprint"),
         "model_config": meta.get("model_config"),
         "recipe": meta.get("recipe"),
+        "start": meta.get("start"),
         "metric": config.metric,
         "metric_mode": config.metric_mode,
         "averaged_weights": config.ema_decay > 0,

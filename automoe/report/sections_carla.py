@@ -10,7 +10,7 @@ from automoe.report.runs import TaskRun
 from automoe.report.sections import Compared
 from automoe.report.sections_images import image_chapter
 from automoe.stages.baselines import Sets
-from automoe.stages.carla import component_of
+from automoe.stages.carla import component_of, source_metrics
 
 TITLES = {
     "detection": "Object detection on CARLA",
@@ -26,10 +26,10 @@ def _compare(
     run: TaskRun, sets: Sets, where: Path, prepared_dir: Path | None, device: str, most: int | None
 ) -> Compared:
     """The source's metrics, which the trainer took before its first step."""
-    source = run.payload.get("source")
-    if source is None:
+    metrics = source_metrics(run.run_dir)
+    if metrics is None:
         return Compared({}, "Trained from scratch: no expert of another data set to compare with.")
-    return Compared({"source": source["metrics"]})
+    return Compared({"source": metrics})
 
 
 def _world(settings: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ The model is the source's own, with all its weights; what the recordings' labels
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from automoe.engine import checkpoint
 from automoe.engine.config import EngineConfig
 from automoe.engine.distributed import Distributed
 from automoe.engine.loop import FitResult
+from automoe.engine.manifest import read_manifest
 from automoe.errors import CheckpointError, ConfigError
 from automoe.experts.expert import Expert
 from automoe.experts.inference import TrainedExpert, load_expert, load_image_branch
@@ -35,7 +37,9 @@ from automoe.stages.train_expert import (
     ExpertStage,
     StageData,
     TrainFlags,
+    closing_words,
     default_run_name,
+    headline_words,
     layer_groups,
     load_stage_config,
     prepare_splits,
@@ -46,7 +50,7 @@ DEFAULT_ROOT = "datasets/carla/preprocessed"
 Task = Literal["detection", "drivable", "segmentation"]
 
 SOURCE_METRICS = "source.json"
-"""In a run's folder: where its weights are from, and the metrics of the source before anything was learnt."""
+"""In the folder of a run: where its weights are from, and the metrics of the source before anything was learnt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +125,8 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
     default_root: str = DEFAULT_ROOT
     config_type: type[CarlaStageConfig] = CarlaStageConfig
     source: TrainedExpert | None = None
-    frames: dict[str, Any] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
+    """About how the source was found, for the console."""
 
     def configure(self, flags: TrainFlags) -> CarlaStageConfig:
         """The config with the flags on top and the source's model beneath. Finds the source."""
@@ -138,7 +143,7 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
             model, size = self._untrained(output_root, flags)
         else:
             wanted = flags.source or self._source_of_run(output_root, flags)
-            self.source = self._load(find_source(output_root, self.source_component, wanted))
+            self.source = self._find(output_root, wanted)
             model, size = self.source.payload["model_config"], self.source.size
         if self.branch:
             model = model.get(self.branch, {})
@@ -150,6 +155,22 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
             config = replace(config, size=size)
         return replace(config, model=model)
 
+    def _find(self, output_root: Path, wanted: str | None) -> TrainedExpert:
+        """The source expert: the named one, or the newest that can be one. Raises CheckpointError."""
+        if wanted is not None:
+            return self._load(named_source(output_root, self.source_component, wanted))
+        found = sources(output_root, self.source_component)
+        for path in found:
+            # A nuScenes expert of the LiDAR alone has no image branch to go on from; anything else is a mistake.
+            if self.branch is None or checkpoint.load(path)["model_config"].get("cameras"):
+                return self._load(path)
+            self.words.append(f"{path} is newer, but has no image branch: passed over.")
+        folder = output_root / "models" / "checkpoints" / self.source_component
+        raise CheckpointError(
+            f"there is no source expert {'with cameras ' if found else ''}under {folder}; train it first, name its "
+            "best.pth with --source, or start without one with --from_scratch."
+        )
+
     def _load(self, path: Path) -> TrainedExpert:
         expert = load_image_branch(path) if self.branch else load_expert(path)
         if expert.model.kind != self.kind:
@@ -159,20 +180,21 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
     def _source_of_run(self, output_root: Path, flags: CarlaFlags) -> str | None:
         """The source that a run which goes on began with, whatever has been trained since."""
         run_dir = output_root / "models" / "checkpoints" / self.component / (flags.run_name or default_run_name(flags))
-        told = run_dir / SOURCE_METRICS
-        goes_on = flags.resume != "never" and (run_dir / "last.pth").is_file() and told.is_file()
-        return json.loads(told.read_text())["source"] if goes_on else None
+        if flags.resume == "never" or not (run_dir / "last.pth").is_file():
+            return None
+        said = read_manifest(run_dir).get("source")
+        return said["source"] if said else None
 
     def _untrained(self, output_root: Path, flags: CarlaFlags) -> tuple[dict[str, Any], tuple[int, int]]:
-        """The model config and input size of the source expert, or those that a profile's would have."""
-        try:
-            source = self._load(find_source(output_root, self.source_component, flags.source))
-        except CheckpointError:
-            if flags.source is not None:
-                raise
-        else:
+        """The model config and input size of the source expert; those that a profile's would have where there is no
+        source at all."""
+        if flags.source is not None or sources(output_root, self.source_component):
+            source = self._find(output_root, flags.source)
+            self.words.append(f"The network is that of {source.path}.")
             return source.payload["model_config"], source.size
-        plain = read_json(profile_path(self.source_component, flags.profile))
+        path = profile_path(self.source_component, flags.profile)
+        self.words.append(f"There is no source expert: the network is that of {path}.")
+        plain = read_json(path)
         height, width = plain["size"]
         return plain.get("model", {}), (height, width)
 
@@ -180,7 +202,6 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
         train_info, val_info = prepare_splits(root, TASK, flags.prepared_dir, dist)
         train = CarlaImages(train_info.path, self.kind, config.train_transform(), seed=seed, limit=flags.limit)
         val = CarlaImages(val_info.path, self.kind, EvalTransform(config.size), limit=flags.limit)
-        self.frames = {"val": val_info.fingerprint, "frames": len(val), "size": list(config.size)}
         if train.collapse != val.collapse or dict(train_info.options) != dict(val_info.options):
             raise ConfigError(
                 f"{train_info.path} and {val_info.path} were not prepared alike (towns, cameras, classes); prepare "
@@ -203,6 +224,8 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
     def build(self, config: CarlaStageConfig, flags: TrainFlags, resuming: bool, dist: Distributed) -> Expert:
         pretrained = self.source is None and flags.pretrained and not resuming
         model = build_expert(self.kind, config.model, pretrained=pretrained)
+        for line in self.words:
+            dist.say(line)
         if self.source is None:
             start = "ImageNet" if flags.pretrained else "random"
             dist.say(f"From scratch: the backbone has its {start} weights, and nothing comes from an expert.")
@@ -247,47 +270,62 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
             for (depth, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
         ]
 
-    def begin(self, model: Expert, evaluate: Evaluation, run_dir: Path, dist: Distributed) -> dict[str, Any]:
-        """Scores the source as it is, once a run, so that there is something to compare with."""
+    def origin(self) -> dict[str, Any]:
+        """The source, and a hash of its file: a run from other weights is another run."""
         if self.source is None:
-            return {"source": None}
-        path = run_dir / SOURCE_METRICS
-        said = dist.from_main(lambda: json.loads(path.read_text()) if path.is_file() else None)
-        payload = self.source.payload
+            return {"source": None, "start": None}
+        path, payload = self.source.path.resolve(), self.source.payload
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         trained = {"commit": payload.get("commit"), "steps": payload.get("progress", {}).get("step")}
-        told = {"source": str(self.source.path), **trained, **self.frames}
-        if said is None or {key: said.get(key) for key in told} != told:
-            device = next(model.parameters()).device
-            metrics = evaluate(model.to(dist.device), dist)
-            model.to(device)
-            said = told | {"metrics": metrics}
-            if dist.is_main:
-                write_text(path, json.dumps(said, indent=1) + "\n")
-        known = {key: said["metrics"].get(key) for key in model.headline}
-        shown = [f"{key} {value:.{model.decimals}f}" for key, value in known.items() if value is not None]
-        dist.say(f"The source as it is, on these frames: {', '.join(shown)}")
-        return {"source": told | {"metrics": said["metrics"]}}
+        return {"source": {"source": str(path), **trained}, "start": digest}
+
+    def on_start(self, model: Expert, evaluate: Evaluation, run_dir: Path, dist: Distributed) -> None:
+        """Scores the source as it is, so that there is something to compare with."""
+        if self.source is None:
+            return
+        metrics = evaluate(model, dist)
+        if dist.is_main:
+            said = {**self.origin()["source"], "metrics": metrics}
+            write_text(run_dir / SOURCE_METRICS, json.dumps(said, indent=1) + "\n")
+        dist.say(f"The source as it is, on these frames: {headline_words(model, metrics)}")
+
+    def closing(self, model: Expert, result: FitResult, run_dir: Path) -> str:
+        """The result beside what the source scored before."""
+        words = closing_words(model, result, run_dir)
+        metrics = source_metrics(run_dir)
+        return words if metrics is None else f"{words}\nBefore, the source as it was: {headline_words(model, metrics)}"
 
     def postprocess(self) -> dict[str, Any]:
         dense = self.kind in ("drivable", "segmentation")
         return {"mask": "argmax at raw size"} if dense else {"scores": "sigmoid"}
 
 
-def find_source(output_root: Path, component: str, wanted: str | None) -> Path:
-    """A source expert's best.pth: a path, the run of that name, or the newest run's. Raises CheckpointError."""
+def source_metrics(run_dir: Path) -> dict[str, float | None] | None:
+    """What the source of a run scored on its frames before anything was learnt; None for a run from scratch. Raises
+    CheckpointError where the file is damaged."""
+    path = run_dir / SOURCE_METRICS
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text())["metrics"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); delete it to go on without.") from error
+
+
+def named_source(output_root: Path, component: str, wanted: str) -> Path:
+    """A source expert's best.pth: a path, or the run of that name. Raises CheckpointError."""
     folder = output_root / "models" / "checkpoints" / component
-    if wanted is not None:
-        path = Path(wanted) if wanted.endswith(".pth") else folder / wanted / "best.pth"
-        if not path.is_file():
-            raise CheckpointError(f"there is no source checkpoint {path}.")
-        return path
-    found = sorted(folder.glob("*/best.pth"), key=lambda path: (path.stat().st_mtime_ns, path))
-    if not found:
-        raise CheckpointError(
-            f"there is no source expert under {folder}; train it first, name its best.pth with --source, or start "
-            "without one with --from_scratch."
-        )
-    return found[-1]
+    path = Path(wanted) if wanted.endswith(".pth") else folder / wanted / "best.pth"
+    if not path.is_file():
+        raise CheckpointError(f"there is no source checkpoint {path}.")
+    return path
+
+
+def sources(output_root: Path, component: str) -> list[Path]:
+    """The best.pth of all runs of a source expert, the newest first."""
+    folder = output_root / "models" / "checkpoints" / component
+    return sorted(folder.glob("*/best.pth"), key=lambda path: (-path.stat().st_mtime_ns, path))
 
 
 def component_of(task: str) -> str:

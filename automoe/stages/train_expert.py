@@ -5,6 +5,7 @@ What differs from stage to stage (its config, its data, what its checkpoints say
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,7 @@ from automoe.engine.config import EngineConfig
 from automoe.engine.distributed import Distributed, setup
 from automoe.engine.loader import evaluation_loader
 from automoe.engine.loop import FitResult, fit
+from automoe.engine.manifest import read_manifest
 from automoe.errors import ConfigError
 from automoe.experts.evaluation import evaluate_expert
 from automoe.experts.expert import Expert, ExpertStep
@@ -88,9 +90,17 @@ class ExpertStage(ABC, Generic[C]):
         """The optimizer's groups."""
         return layer_groups(model, engine, config.backbone_lr_factor)
 
-    def begin(self, model: Expert, evaluate: Evaluation, run_dir: Path, dist: Distributed) -> dict[str, Any]:
-        """Called before a run starts anew or goes on; returns what the checkpoint says about it beside the rest."""
+    def origin(self) -> dict[str, Any]:
+        """What the weights that training begins with are, for a checkpoint: `source`, what there is to say of them, and
+        `start`, a hash of them. Nothing for a backbone's own."""
         return {}
+
+    def on_start(self, model: Expert, evaluate: Evaluation, run_dir: Path, dist: Distributed) -> None:
+        """Called by every process before the first step of a run that begins."""
+
+    def closing(self, model: Expert, result: FitResult, run_dir: Path) -> str:
+        """What is said at the end."""
+        return closing_words(model, result, run_dir)
 
     def postprocess(self) -> dict[str, Any]:
         """How the model's outputs become predictions, for a checkpoint's reader."""
@@ -188,13 +198,18 @@ def train_expert(stage: ExpertStage[Any], data_root: Path | None, flags: TrainFl
 
     Raises AutoMoEErrors, and SystemExit after a signal.
     """
-    config = stage.configure(flags)
     output_root = flags.output_root or project_root()
     run_name = flags.run_name or default_run_name(flags)
     run_dir = output_root / "models" / "checkpoints" / stage.component / run_name
+    root = data_root or project_root() / stage.default_root
+    asked = what_is_asked(stage, root, flags)
     with setup(flags.device) as dist:
+        if (done := finished_before(run_dir, root, asked, flags)) is not None:
+            dist.say(f"Already finished, and what it was made from is gone: {run_dir / 'best.pth'} is kept.")
+            return done
+        config = stage.configure(flags)
         seed = int(config.engine.get("seed", 0))
-        data = stage.open(data_root or project_root() / stage.default_root, config, flags, seed, dist)
+        data = stage.open(root, config, flags, seed, dist)
         config = replace(config, model={**config.model, **data.model})
         torch.manual_seed(seed)
         resuming = flags.resume != "never" and (flags.resume != "auto" or (run_dir / "last.pth").is_file())
@@ -212,14 +227,41 @@ def train_expert(stage: ExpertStage[Any], data_root: Path | None, flags: TrainFl
             config=engine,
             run_dir=run_dir,
             log_dir=output_root / "models" / "runs" / stage.component / run_name,
-            meta=checkpoint_meta(stage, model, config, data) | stage.begin(model, evaluate, run_dir, dist),
+            meta=checkpoint_meta(stage, model, config, data) | stage.origin() | {"asked": asked},
             dist=dist,
             param_groups=stage.param_groups(model, config, engine),
             sample_weights=data.sample_weights,
+            on_start=lambda: stage.on_start(model, evaluate, run_dir, dist),
             on_best=lambda: stage.keep_best(evaluate.metrics, run_dir),
         )
-        dist.say(closing_words(model, result, run_dir))
+        if dist.is_main:
+            dist.say(stage.closing(model, result, run_dir))
     return result
+
+
+_FREE_FLAGS = ("run_name", "output_root", "prepared_dir", "device", "resume", "num_workers", "data_root")
+"""Flags that change nothing of what is learnt."""
+
+
+def what_is_asked(stage: ExpertStage[Any], root: Path, flags: TrainFlags) -> dict[str, Any]:
+    """What a command asks for, as plain values: the config, the flags and the data. Two equal ones ask for one run."""
+    config = load_stage_config(stage.config_type, stage.component, flags)
+    own = {key: value for key, value in asdict(flags).items() if key not in _FREE_FLAGS}
+    own["config"] = {**asdict(config), "engine": {k: v for k, v in config.engine.items() if k not in _FREE_FLAGS}}
+    return json.loads(json.dumps({**own, "data_root": str(root.resolve())}, default=str))
+
+
+def finished_before(run_dir: Path, root: Path, asked: Mapping[str, Any], flags: TrainFlags) -> FitResult | None:
+    """The result of a run that its manifest calls finished and that is what is asked for, if what it was made from,
+    the data or the source expert, is no longer there to compare; None otherwise."""
+    if flags.resume != "auto":
+        return None
+    manifest = read_manifest(run_dir)
+    if manifest.get("state") != "finished" or manifest.get("asked") != asked or not (run_dir / "best.pth").is_file():
+        return None
+    source = (manifest.get("source") or {}).get("source")
+    gone = not root.exists() or (source is not None and not Path(source).is_file())
+    return FitResult(**manifest["result"]) if gone else None
 
 
 def default_run_name(flags: TrainFlags) -> str:
@@ -315,10 +357,15 @@ def layer_groups(model: Expert, engine: EngineConfig, backbone_factor: float) ->
     ]
 
 
+def headline_words(model: Expert, metrics: Mapping[str, float | None]) -> str:
+    """The metrics that a person looks at first, in words."""
+    found = {key: metrics.get(key) for key in model.headline}
+    return ", ".join(f"{key} {value:.{model.decimals}f}" for key, value in found.items() if value is not None)
+
+
 def closing_words(model: Expert, result: FitResult, run_dir: Path) -> str:
     """The result of a run in two lines."""
-    found = {key: result.metrics.get(key) for key in model.headline}
-    shown = [f"{key} {value:.{model.decimals}f}" for key, value in found.items() if value is not None]
     return (
-        f"{', '.join(shown)} after {result.steps} steps ({result.seconds:.0f} s)\nBest weights: {run_dir / 'best.pth'}"
+        f"{headline_words(model, result.metrics)} after {result.steps} steps ({result.seconds:.0f} s)\n"
+        f"Best weights: {run_dir / 'best.pth'}"
     )

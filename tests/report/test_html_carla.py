@@ -17,7 +17,7 @@ from automoe.engine import checkpoint
 from automoe.errors import CheckpointError
 from automoe.report.html import write_report
 from automoe.stages.baselines import baselines
-from automoe.stages.carla import CarlaFlags, component_of, stage_of
+from automoe.stages.carla import CarlaFlags, component_of, source_metrics, stage_of
 from automoe.stages.train_expert import train_expert
 
 ENGINE = {"epochs": 1, "batch_size": 2, "num_workers": 0, "warmup_steps": 0, "ema_decay": 0.0, "log_steps": 1}
@@ -64,7 +64,7 @@ def test_every_fine_tuned_expert_stands_beside_its_source(
         assert section.count('<div class="case">') == 2
         assert "is not at hand" not in section
         leading = {"drivable": "mIoU_3class", "segmentation": "mIoU"}.get(task, "AP50/car")
-        own, before = payload["metrics"][leading], payload["source"]["metrics"][leading]
+        own, before = payload["metrics"][leading], source_metrics(best[task].parent)[leading]
         assert own is not None
         assert before is not None
         card = page[page.index(f'<a href="#carla_{task}">') :]

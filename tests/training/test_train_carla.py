@@ -17,12 +17,14 @@ from entry_points import start
 from trained_experts import trained as bdd_trained  # noqa: F401 - a fixture
 from trained_nuscenes import trained_nuscenes  # noqa: F401 - a fixture
 
-from automoe.config import profile_path
+from automoe.config import from_dict, profile_path
 from automoe.data.prepared import prepare
+from automoe.engine.config import EngineConfig
 from automoe.engine.distributed import setup
+from automoe.errors import CheckpointError
 from automoe.experts.inference import load_expert, load_image_branch
 from automoe.stages import bdd100k, nuscenes
-from automoe.stages.carla import CarlaFlags, component_of, find_source, stage_of
+from automoe.stages.carla import CarlaFlags, component_of, named_source, sources, stage_of
 from automoe.stages.evaluate import evaluate_checkpoint
 from automoe.stages.train_expert import layer_groups
 
@@ -180,10 +182,38 @@ def test_sources_are_the_newest_or_the_named(output: Path) -> None:
     folder = output / "models" / "checkpoints" / "bdd100k_detection_expert"
     shutil.copytree(folder / "toy", folder / "older")
     os.utime(folder / "older" / "best.pth", (1, 1))
-    assert find_source(output, "bdd100k_detection_expert", None) == folder / "toy" / "best.pth"
-    assert find_source(output, "bdd100k_detection_expert", "older") == folder / "older" / "best.pth"
-    named = str(folder / "older" / "best.pth")
-    assert find_source(output, "bdd100k_detection_expert", named) == Path(named)
+    newest, oldest = folder / "toy" / "best.pth", folder / "older" / "best.pth"
+    assert sources(output, "bdd100k_detection_expert") == [newest, oldest]
+    assert named_source(output, "bdd100k_detection_expert", "older") == oldest
+    assert named_source(output, "bdd100k_detection_expert", str(oldest)) == oldest
+    stage = stage_of("detection")
+    stage.configure(CarlaFlags(profile="tiny", output_root=output))
+    assert stage.source is not None
+    assert stage.source.path == newest
+
+
+def test_a_newest_source_without_cameras_is_passed_over_and_that_is_said(output: Path) -> None:
+    folder = output / "models" / "checkpoints" / nuscenes.COMPONENT
+    shutil.copytree(folder / "toy", folder / "lidar")
+    payload = load(folder / "lidar" / "best.pth")
+    payload["model_config"]["cameras"] = []
+    torch.save(payload, folder / "lidar" / "best.pth")
+    stage = stage_of("nuscenes_2d")
+    stage.configure(CarlaFlags(profile="tiny", output_root=output))
+    assert stage.source is not None
+    assert stage.source.path == folder / "toy" / "best.pth"
+    assert [word for word in stage.words if "lidar/best.pth is newer, but has no image branch" in word]
+    shutil.rmtree(folder / "toy")
+    with pytest.raises(CheckpointError, match="there is no source expert with cameras under"):
+        stage_of("nuscenes_2d").configure(CarlaFlags(profile="tiny", output_root=output))
+
+
+def test_a_damaged_newest_source_is_an_error_and_no_reason_to_take_another_network(output: Path) -> None:
+    path = output / "models" / "checkpoints" / "bdd100k_detection_expert" / "toy" / "best.pth"
+    path.write_bytes(b"1234")
+    for from_scratch in (False, True):
+        with pytest.raises(CheckpointError, match="is damaged"):
+            stage_of("detection").configure(CarlaFlags(profile="tiny", output_root=output, from_scratch=from_scratch))
 
 
 @pytest.mark.parametrize(
@@ -234,8 +264,6 @@ def test_the_backbone_is_held_still_and_then_learns(
 
 
 def test_earlier_layers_learn_more_slowly(output: Path) -> None:
-    from automoe.engine.config import EngineConfig
-
     stage = stage_of("drivable")
     flags = CarlaFlags(profile="tiny", output_root=output, layer_decay=0.5, hold_backbone_steps=7)
     config = stage.configure(flags)
@@ -262,13 +290,75 @@ def test_the_same_line_again_changes_nothing_and_scores_no_source(
     data_root: Path, output: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
     line = words(BDD, data_root, output, write_config(tmp_path / "config.json"), "--task", "segmentation")
-    assert run_here(line)[0] == 0
+    code, said, _ = run_here(line)
+    assert code == 0
+    assert "The source as it is" in said
+    assert "Before, the source as it was: mIoU" in said
     path = best(output, "segmentation")
-    stamp = path.stat().st_mtime_ns
+    files = {file: file.stat().st_mtime_ns for file in path.parent.iterdir()}
     code, said, _ = run_here(line)
     assert code == 0
     assert "Already finished" in said
-    assert path.stat().st_mtime_ns == stamp
+    assert "The source as it is" not in said
+    assert {file: file.stat().st_mtime_ns for file in path.parent.iterdir()} == files
+
+
+def test_what_is_finished_is_kept_when_its_source_and_its_data_are_gone(
+    data_root: Path, output: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    data = tmp_path / "data" / "frames" / "train"
+    for split in ("train", "val"):
+        shutil.copytree(data_root.parent / split, data.parent / split)
+    line = words(BDD, data, output, write_config(tmp_path / "config.json"), "--task", "drivable")
+    code, _, wrong = run_here(line)
+    assert code == 0, wrong
+    stamp = best(output, "drivable").stat().st_mtime_ns
+    shutil.rmtree(output / "models" / "checkpoints" / "bdd100k_drivable_expert")
+    for gone in (None, data.parent):
+        if gone:
+            shutil.rmtree(gone.parent)
+        code, said, wrong = run_here(line)
+        assert code == 0, wrong
+        assert "Already finished, and what it was made from is gone" in said
+        assert best(output, "drivable").stat().st_mtime_ns == stamp
+        code, _, wrong = run_here([*line, "--learning_rate", "0.5"])  # something else is asked for
+        assert code == 2
+        assert "there is no source checkpoint" in wrong
+
+
+def test_a_run_goes_on_from_its_own_source_alone(
+    data_root: Path, output: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    """Another source, none, or the same one trained anew: each would make another run of it."""
+    folder = output / "models" / "checkpoints" / "bdd100k_detection_expert"
+    shutil.copytree(folder / "toy", folder / "other")
+    payload = load(folder / "other" / "best.pth")
+    payload["model"] = {key: value + 0.01 for key, value in payload["model"].items()}
+    torch.save(payload, folder / "other" / "best.pth")
+    os.utime(folder / "other" / "best.pth", (1, 1))
+    config = write_config(tmp_path / "config.json")
+    line = words(BDD, data_root, output, config)
+    assert run_here([*line, "--source", "toy"])[0] == 0
+    run_dir = best(output, "detection").parent
+    kept = {file: file.read_bytes() for file in run_dir.iterdir()}
+    refused = [["--source", "other"], ["--from_scratch"]]
+    for more in refused:
+        code, _, wrong = run_here([*line, *more])
+        assert code == 2
+        assert "is of a run with start" in wrong
+        assert {file: file.read_bytes() for file in run_dir.iterdir()} == kept
+    code, _, wrong = run_here([*line, "--limit", "2"])  # refused for another reason: nothing is written either
+    assert code == 2
+    assert {file: file.read_bytes() for file in run_dir.iterdir()} == kept
+    shutil.copy(folder / "other" / "best.pth", folder / "toy" / "best.pth")  # trained anew
+    code, _, wrong = run_here([*line, "--source", "toy"])
+    assert code == 2
+    assert "is of a run with start" in wrong
+
+    code, _, wrong = run_here([*line, "--source", "other", "--resume", "never"])
+    assert code == 0, wrong
+    assert (run_dir / "old-1" / "source.json").read_bytes() == kept[run_dir / "source.json"]
+    assert json.loads((run_dir / "source.json").read_text())["source"] == str(folder / "other" / "best.pth")
 
 
 @pytest.mark.parametrize("task", [*TASKS, "nuscenes_2d"])
@@ -277,6 +367,7 @@ def test_every_profile_on_disk_is_valid(task: str, profile: str, output: Path) -
     assert profile_path(component_of(task), profile).is_file()
     config = stage_of(task).configure(CarlaFlags(profile=profile, output_root=output))
     assert config.size[0] % 32 == config.size[1] % 32 == 0
+    from_dict(EngineConfig, {**config.engine, "metric": "AP"}, profile)
 
 
 # --- the shell script ---
@@ -335,6 +426,15 @@ def test_the_bare_line_fine_tunes_all_four(tmp_path: Path) -> None:
         ("DEVICE", "cpu", "--device cpu", (0, 1, 2, 3)),
         ("SEED", "4", "--seed 4", (0, 1, 2, 3)),
         ("EXTRA_ARGS", "--from_scratch", "--from_scratch", (0, 1, 2, 3)),
+        ("PROFILE", "small", "--profile small --data_root datasets/carla/preprocessed --run_name small", (0, 1, 2, 3)),
+        ("MAX_STEPS", "9", "--max_steps 9", (0, 1, 2, 3)),
+        ("LIMIT", "8", "--limit 8", (0, 1, 2, 3)),
+        ("RESUME", "never", "--resume never", (0, 1, 2, 3)),
+        ("OUTPUT_ROOT", "elsewhere", "--output_root elsewhere", (0, 1, 2, 3)),
+        ("SOURCE_DET", "run", "--source run", (0,)),
+        ("SOURCE_DRV", "run", "--source run", (1,)),
+        ("SOURCE_SEG", "a/best.pth", "--source a/best.pth", (2,)),
+        ("SOURCE_NUSC", "run", "--source run", (3,)),
     ],
 )
 def test_every_variable_reaches_its_trainers(
