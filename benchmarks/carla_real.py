@@ -5,8 +5,9 @@
 
 FOLDER holds images/ and labels/*.txt (YOLO's form). The frames, in their order, are cut into as many contiguous blocks
 as --folds; each block is predicted by a detector that was trained on the others, fine-tuned from the newest BDD100K
-detection expert under --output_root, or from scratch for the same steps. Printed are the AP50 of cars over all frames
-together, and a 95 % interval by bootstrap over runs of neighbouring frames. Predictions are drawn into --pictures.
+detection expert under --output_root, or from scratch for the same steps (at the source profile's own learning rates,
+as in carla_finetuning.py). Printed are the AP50 of cars over all frames together, and a 95 % interval by bootstrap over
+runs of neighbouring frames. Predictions are drawn into --pictures.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from carla_finetuning import fresh_start
 
 from automoe.data.carla_prepared import CarlaImages
 from automoe.data.carla_yolo import frame_number
@@ -42,6 +44,9 @@ ARMS = ("fine-tuned", "from scratch")
 NEIGHBOURS = 10
 """Frames that are drawn together by the bootstrap: those that stand side by side look alike."""
 
+NEVER = 1_000_000
+"""Epochs between evaluations: only the last weights are scored. The held-out block must not choose among them."""
+
 DRAWN = 8
 SHOWN_SCORE = 0.3
 
@@ -62,6 +67,8 @@ def fold_metrics(arm: str, fold: int, options: argparse.Namespace) -> tuple[Dete
         seed=options.seed,
         source=options.source,
         from_scratch=arm == "from scratch",
+        config=fresh_start("detection", options) if arm == "from scratch" else None,
+        eval_every=NEVER,
     )
     train_expert(stage_of("detection"), base / "frames" / "train", flags)
     path = options.output_root / "models" / "checkpoints" / component_of("detection") / str(flags.run_name) / "best.pth"
@@ -73,7 +80,7 @@ def fold_metrics(arm: str, fold: int, options: argparse.Namespace) -> tuple[Dete
         drawn: list[np.ndarray] = []
 
         def draw(sample_id: str, prediction: Any, row: Any) -> None:
-            if len(drawn) < DRAWN // options.folds + 1:
+            if len(drawn) < -(-DRAWN // options.folds):
                 sure = prediction["scores"].numpy() > SHOWN_SCORE
                 boxes, labels, scores = (prediction[key].numpy()[sure] for key in ("boxes", "labels", "scores"))
                 classes = expert.model.classes
@@ -136,7 +143,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             "seconds": time.perf_counter() - began,
         }
         if options.pictures:
-            save_png(options.pictures / f"{arm.replace(' ', '-')}.png", contact_sheet(pictures[:DRAWN], 4))
+            save_png(options.pictures / f"{arm.replace(' ', '-')}.png", contact_sheet(pictures, options.folds))
     gap = np.array(spread[ARMS[0]]) - np.array(spread[ARMS[1]])
     results["difference"] = {"mean": float(gap.mean()), "interval": np.percentile(gap, [2.5, 97.5]).tolist()}
     return results

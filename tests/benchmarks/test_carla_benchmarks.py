@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import sys
@@ -11,7 +12,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from automoe.config import profile_path, read_json
 from automoe.metrics.detection import DetectionMetrics
+from automoe.stages.carla import stage_of
 from automoe.taxonomy import BDD_DETECTION
 
 
@@ -45,7 +48,25 @@ def test_the_table_has_means_and_intervals_and_one_number_for_the_source() -> No
         "fine-tuned": [{"mIoU": value, "pAcc": None} for value in (60.0, 60.0, 60.0)],
     }
     lines = benchmark.table({"segmentation": arms}).splitlines()
-    assert lines[1].split() == ["segmentation", "mIoU", "40.0", "52.0", "+-", "5.0", "60.0", "+-", "0.0"]
+    shown = ["segmentation", "mIoU", "40.0", "52.0", "+-", "5.0", "60.0", "+-", "0.0"]
+    assert lines[1].split() == [*shown, "+20.0", "+-", "0.0", "+8.0", "+-", "5.0"]
+
+
+@pytest.mark.parametrize("task", ["detection", "drivable", "segmentation", "nuscenes_2d"])
+def test_a_fresh_start_has_the_source_profiles_rates_and_all_else_of_the_fine_tuning(task: str, tmp_path: Path) -> None:
+    benchmark = load("carla_finetuning")
+    stage = stage_of(task)
+    own = read_json(benchmark.fresh_start(task, argparse.Namespace(profile="tiny", output_root=tmp_path)))
+    tuned = read_json(profile_path(stage.component, "tiny"))
+    source = read_json(profile_path(stage.source_component, "tiny"))
+    assert own["engine"]["learning_rate"] == source["engine"]["learning_rate"] > tuned["engine"]["learning_rate"]
+    assert (own["layer_decay"], own["hold_backbone_steps"]) == (1.0, 0)
+    assert own["backbone_lr_factor"] == source["backbone_lr_factor"]
+    changed = ("engine", "layer_decay", "hold_backbone_steps", "backbone_lr_factor")
+    assert {key: own[key] for key in own if key not in changed} == {
+        key: tuned[key] for key in tuned if key not in changed
+    }
+    assert own["engine"] | {"learning_rate": 0} == tuned["engine"] | {"learning_rate": 0}
 
 
 def test_the_bootstrap_draws_neighbours_together() -> None:
