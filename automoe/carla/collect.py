@@ -12,7 +12,6 @@ import json
 import queue
 import re
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ import numpy as np
 from automoe.carla import frame, observe, run
 from automoe.carla.run import Frame, RunWriter, check_free, run_name
 from automoe.errors import CollectError
+from automoe.stopping import StopSignals
 
 ANSWER_SECONDS = 20.0
 """That a server may take to answer."""
@@ -125,32 +125,18 @@ def _signals_between_ticks() -> Iterator[Callable[[], None]]:
     """While entered, SIGTERM, SIGHUP and Ctrl-C act where the yielded function is called, and at the end, not before.
 
     An exception amid a call of the server would lose the actor that was just spawned; amid the clean-up, what is still
-    to be cleaned up. A second Ctrl-C interrupts at once. A signal that is ignored, as `nohup` has it, stays so.
+    to be cleaned up.
     """
-    received: list[int] = []
-    before: dict[int, Any] = {}
+    with StopSignals((signal.SIGTERM, signal.SIGHUP, signal.SIGINT), impatient=0.0) as signals:
 
-    def remember(number: int, _: Any) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
+        def check() -> None:
+            if signals.received == signal.SIGINT:
+                raise KeyboardInterrupt
+            if signals.received:
+                raise SystemExit(128 + signals.received)
 
-    def check() -> None:
-        if received and received[0] == signal.SIGINT:
-            raise KeyboardInterrupt
-        if received:
-            raise SystemExit(128 + received[0])
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                before[number] = signal.signal(number, remember)
-    try:
         yield check
         check()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

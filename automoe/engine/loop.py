@@ -29,7 +29,7 @@ from automoe.engine.sampler import ResumableSampler
 from automoe.engine.selection import checked_metrics, is_better
 from automoe.engine.state import Interval, Progress, TrainingState
 from automoe.engine.step import StepReport, train_step
-from automoe.engine.stopping import Interrupted, StopSignals
+from automoe.stopping import Interrupted, StopSignals
 
 Evaluate = Callable[[nn.Module, Distributed], dict[str, float | None]]
 

@@ -18,8 +18,8 @@ from automoe.engine.run import Run
 from automoe.engine.schedule import learning_rate_factor, set_learning_rate
 from automoe.engine.seeding import seed_step
 from automoe.engine.state import TrainingState
-from automoe.engine.stopping import StopSignals
 from automoe.errors import TrainingError
+from automoe.stopping import StopSignals
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from toy_training import ToyData, ToyModel, evaluate, train
 
 from automoe.engine import checkpoint
 from automoe.engine.runlog import read_metrics
-from automoe.engine.stopping import Interrupted
 from automoe.errors import CheckpointError, ConfigError, TrainingError, WriteError
+from automoe.stopping import Interrupted
 
 
 def weights(run_dir, name="last.pth"):

@@ -1,10 +1,11 @@
-"""SIGTERM and Ctrl-C, turned into a flag that the loop looks at between two steps."""
+"""Signals that end a process, turned into a flag that is looked at where it does no harm: between two steps."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 # torchrun passes a terminal's Ctrl-C on to processes that already had it: only a later one means impatience.
@@ -20,20 +21,24 @@ class Interrupted(SystemExit):
 
 
 class StopSignals:
-    """While entered, `received` is the number of the SIGTERM or SIGINT that came, or 0.
+    """While entered, `received` is the number of the first of some signals that came, or 0.
 
-    A second Ctrl-C, seconds after the first, interrupts at once. Outside the main thread signals stay as they are.
+    A Ctrl-C that comes `impatient` seconds after it, or later, interrupts at once. A SIGHUP that is ignored, as `nohup`
+    has it, stays so. Outside the main thread signals stay as they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, numbers: Sequence[int] = (signal.SIGTERM, signal.SIGINT), impatient: float = SECOND_CTRL_C_SECONDS
+    ) -> None:
         self.received = 0
-        self._first_at = 0.0
+        self._numbers, self._impatient, self._first_at = numbers, impatient, 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
+            for number in self._numbers:
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -45,5 +50,5 @@ class StopSignals:
         now = time.monotonic()
         if not self.received:
             self.received, self._first_at = number, now
-        elif number == signal.SIGINT and now - self._first_at > SECOND_CTRL_C_SECONDS:
+        elif number == signal.SIGINT and now - self._first_at >= self._impatient:
             raise KeyboardInterrupt
