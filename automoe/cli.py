@@ -115,6 +115,7 @@ def export_carla_command(
     seed: int = 0,
     size: Annotated[tuple[int, int], Parameter(help="width and height; public runs have 800 600")] = (400, 300),
     save_every: Annotated[int, Parameter(help="ticks of 0.05 s from frame to frame")] = 5,
+    cameras: Annotated[list[str] | None, Parameter(consume_multiple=True, help="all four if not given")] = None,
     workers: int | None = None,
 ) -> None:
     """Let the teacher drive through towns of the embedded world and record it in the folders of CARLA recordings.
@@ -122,13 +123,14 @@ def export_carla_command(
     runs: for training; validation runs are in towns of their own. A stopped export goes on when the same line is given
     again.
     """
+    from automoe.carla.run import CAMERAS
     from automoe.data.prepared import progress_bar
     from automoe.world.carla_writer import export_carla
 
     with progress_bar("drive and render") as progress:
         world = export_carla(
-            out, runs, val_runs, seed, seconds=seconds, size=size, save_every=save_every, workers=workers,
-            progress=progress,
+            out, runs, val_runs, seed, seconds=seconds, size=size, save_every=save_every,
+            cameras=cameras or CAMERAS, workers=workers, progress=progress,
         )  # fmt: skip
     for split in ("train", "val"):
         told = world[split]

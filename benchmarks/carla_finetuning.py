@@ -1,12 +1,12 @@
 """Is it worth anything to come from another data set? Experts on CARLA: source unchanged, from scratch, fine-tuned.
 
-    python benchmarks/carla_finetuning.py --data_root datasets/embedded/carla-640 --output_root . --json table.json
+    python benchmarks/carla_finetuning.py --data_root datasets/embedded/carla-320 --output_root . --json table.json
 
 The sources are the newest runs of the BDD100K and nuScenes experts under --output_root, where `make demo` leaves them.
 From scratch is the source's network from the same ImageNet backbone, for the same steps and crops, but at the learning
 rates at which the source's own profile starts from ImageNet, with nothing held still: what is good for fine-tuning is
 not good for a fresh start. Where there is no data under --data_root, the embedded world records it: 16 training and 8
-validation runs of 20 s. Trained models are kept and found again, so that a stopped comparison goes on. Printed are
+validation runs of 10 s. Trained models are kept and found again, so that a stopped comparison goes on. Printed are
 means over the seeds with the half width of a 95 % interval (Student's t), on the held-out towns' frames, and the
 differences seed by seed.
 """
@@ -48,7 +48,7 @@ def record(root: Path) -> None:
     from automoe.world.carla_writer import export_carla
 
     with progress_bar("drive and render") as progress:
-        export_carla(root, 16, 8, 0, seconds=20.0, save_every=10, progress=progress)
+        export_carla(root, 16, 8, 0, seconds=10.0, save_every=10, progress=progress)
 
 
 def fresh_start(task: str, options: argparse.Namespace) -> Path:

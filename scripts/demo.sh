@@ -10,9 +10,9 @@ frames=${DEMO_TRAIN:-800}               # BDD100K: frames
 val_frames=${DEMO_VAL:-500}
 scenes=${DEMO_SCENES:-8}                # nuScenes: scenes of 10 s
 val_scenes=${DEMO_VAL_SCENES:-8}
-runs=${DEMO_RUNS:-8}                    # CARLA: runs
-val_runs=${DEMO_VAL_RUNS:-4}
-run_seconds=${DEMO_RUN_SECONDS:-20}
+runs=${DEMO_RUNS:-16}                   # CARLA: runs, short ones: many places and weathers teach more than long drives
+val_runs=${DEMO_VAL_RUNS:-8}
+run_seconds=${DEMO_RUN_SECONDS:-10}
 output=${DEMO_OUTPUT:-.}                # models/ and logs/ go below it
 report=${DEMO_REPORT:-reports/demo/index.html}
 bin=${BIN:-.venv/bin}
@@ -45,9 +45,10 @@ step 4 "Training the nuScenes expert, cameras and LiDAR (profile tiny)"
 EXTRA_ARGS="--train_cameras 1 ${EXTRA_ARGS:-}" train train_nuscenes_expert_ddp.sh "$data/nuscenes"
 
 step 5 "Letting the teacher drive $runs training and $val_runs validation runs, recorded as CARLA's are"
-# Two frames a second: frames that follow each other sooner show an expert little that is new.
+# Two frames a second: frames that follow each other sooner show an expert little that is new. The front camera is the
+# one with labels.
 "$bin/automoe" world export carla --out "$data/carla/raw" --runs "$runs" --val_runs "$val_runs" \
-  --seconds "$run_seconds" --save_every 10 --seed 0
+  --seconds "$run_seconds" --save_every 10 --cameras front --seed 0
 "$bin/automoe" prepare carla --data_root "$data/carla/raw" --out "$data/carla/preprocessed"
 
 step 6 "Fine-tuning the four experts on them (profile tiny)"

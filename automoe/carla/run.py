@@ -92,8 +92,8 @@ def _is_empty(folder: Path) -> bool:
     return not any(folder.iterdir()) if folder.is_dir() else not folder.exists()
 
 
-def rig(width: int, height: int) -> dict[str, Any]:
-    """The sensors as a config has them, in CARLA's axes round the car's origin."""
+def rig(width: int, height: int, names: Sequence[str] = CAMERAS) -> dict[str, Any]:
+    """The sensors as a config has them, in CARLA's axes round the car's origin; names: of the cameras."""
     cameras = {
         name: {
             "type": "sensor.camera.rgb",
@@ -104,6 +104,7 @@ def rig(width: int, height: int) -> dict[str, Any]:
             "fov": FIELD_OF_VIEW,
         }
         for name, mount in MOUNTS.items()
+        if name in names
     }
     lidar = {
         "type": "sensor.lidar.ray_cast",

@@ -81,6 +81,7 @@ class RunPlan:
     save_every: int
     train: int
     val: int
+    cameras: tuple[str, ...] = run.CAMERAS
     train_towns: tuple[str, ...] = TRAIN_TOWNS
     val_towns: tuple[str, ...] = VAL_TOWNS
     look: str = "carla"
@@ -110,14 +111,16 @@ def export_carla(
     seconds: float = 60.0,
     size: tuple[int, int] = (400, 300),
     save_every: int = run.SAVE_EVERY,
+    cameras: Sequence[str] = run.CAMERAS,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
     """Write `runs` training and `val_runs` validation runs, going on where the same call stopped earlier.
 
     seconds: of each run, at most. size: width and height of the pictures; 800 x 600 is that of public runs. save_every:
-    ticks of 0.05 s from frame to frame. progress: called with (runs done, runs in all). Returns the content of
-    world.json. Raises WorldError when `out` holds an export with other settings, or the world cannot be rendered.
+    ticks of 0.05 s from frame to frame. cameras: some of run.CAMERAS, the labelled one among them. progress: called
+    with (runs done, runs in all). Returns the content of world.json. Raises WorldError when `out` holds an export with
+    other settings, or the world cannot be rendered.
     """
     out = Path(out)
     if not 1 <= runs <= FIRST_VAL or val_runs < 1 or seconds < 1 or save_every < 1:
@@ -125,7 +128,12 @@ def export_carla(
             f"an export needs 1 to {FIRST_VAL} training runs, a validation run, a second of each and a tick between "
             "frames at least"
         )
-    plan = RunPlan(seed, (int(size[0]), int(size[1])), float(seconds), int(save_every), runs, val_runs)
+    if run.LABELLED not in cameras or not set(cameras) <= set(run.CAMERAS):
+        raise WorldError(
+            f"cameras are some of {', '.join(run.CAMERAS)}, {run.LABELLED} among them, not {', '.join(cameras)}"
+        )
+    chosen = tuple(name for name in run.CAMERAS if name in cameras)
+    plan = RunPlan(seed, (int(size[0]), int(size[1])), float(seconds), int(save_every), runs, val_runs, chosen)
     check_settings(out, plan, folder_of("train", 0), "a run")
     begin(out, plan)
     waiting = [one for one in plan.runs() if not (out / folder_of(*one) / "config.json").is_file()]
@@ -186,7 +194,8 @@ class _Recorder:
         self.plan, self.renderer, self.caster = plan, renderer, caster
         self.split, self.name = split, folder_of(split, index)
         self.rng = np.random.default_rng([plan.seed, 400 + SPLITS.index(split), index])
-        self.cameras, self.lidar = carla_cameras(*plan.size), carla_lidar()
+        self.cameras = [camera for camera in carla_cameras(*plan.size) if camera.name in plan.cameras]
+        self.lidar = carla_lidar()
         self.writer = RunWriter(out / self.name)
         conditions = draw_conditions(self.rng)
         self.route = _long_route(renderer.stage.town, self.rng, plan.seconds)
@@ -306,7 +315,7 @@ class _Recorder:
             "spawn_point": start,
             "timestamp_start": 0.0,
             "duration_seconds": round((tick + 1) * run.TICK, 3),
-            "all_cameras_enabled": True,
+            "all_cameras_enabled": self.plan.cameras == run.CAMERAS,
             "save_every_n": self.plan.save_every,
             "npc_config": {
                 "vehicles_spawned": sum(actor.category in _VEHICLES for actor in actors),
@@ -315,7 +324,7 @@ class _Recorder:
             "carla_version": VERSION,
             "simulator": f"automoe {__version__}",
             "tick_seconds": run.TICK,
-            "sensors": run.rig(*self.plan.size),
+            "sensors": run.rig(*self.plan.size, self.plan.cameras),
             "route": {
                 "points": flip(self.route.line).round(3).tolist(),
                 "commands": [1 + CARLA_COMMANDS.index(turn) for turn in self.route.turns],

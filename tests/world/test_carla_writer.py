@@ -123,6 +123,20 @@ def test_an_export_goes_on_and_is_the_same(exported: Path, tmp_path: Path) -> No
         export_carla(again, 1, 1, 0, seconds=5.0, size=SIZE, workers=1)
 
 
+def test_only_the_cameras_that_are_asked_for_are_rendered(tmp_path: Path) -> None:
+    out = tmp_path / "raw"
+    export_carla(out, 1, 1, 0, seconds=1.0, size=SIZE, cameras=["rear", "front"], workers=1)
+    run = carla.read_run(out / "run_000")
+    assert run.cameras == ("front", "rear")
+    assert set(run.sensors) == {"front", "rear", "lidar"}
+    assert run.problems == ()
+    with pytest.raises(WorldError, match="export with cameras"):
+        export_carla(out, 1, 1, 0, seconds=1.0, size=SIZE, workers=1)
+    for wrong in (["rear"], ["front", "roof"]):
+        with pytest.raises(WorldError, match="cameras are some of front, front_left, front_right, rear, front among"):
+            export_carla(tmp_path / "other", 1, 1, 0, seconds=1.0, size=SIZE, cameras=wrong, workers=1)
+
+
 def test_towns_are_shared_with_no_other_set() -> None:
     from automoe.world import bdd100k_writer, nuscenes_writer
 
