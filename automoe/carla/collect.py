@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 import queue
-import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -45,10 +44,6 @@ SENSOR_SECONDS = 10.0
 
 EGO_BLUEPRINTS = ("vehicle.tesla.model3", "vehicle.lincoln.mkz", "vehicle.lincoln.mkz_2020", "vehicle.audi.tt")
 """What the ego is, the first that a server has."""
-
-_VERSION = re.compile(r"v?(\d+(?:\.\d+)+)(?:-.*)?")
-"""A version that tells which tags a server has, "0.9.15" or "0.9.15-3-gb1d5a-dirty"; builds from source may say only
-"b1d5a-dirty"."""
 
 
 @dataclass(frozen=True)
@@ -502,10 +497,10 @@ def server_version(client: Any, carla_version: str | None = None) -> str:
     carla_version: what the user says. Raises CollectError where neither says a number, or each another one.
     """
     said = str(client.get_server_version())
-    number, own = _VERSION.fullmatch(said), _VERSION.fullmatch(carla_version or "")
+    number, own = run.version_number(said), run.version_number(carla_version or "")
     if carla_version is not None and own is None:
         raise CollectError(f"--carla_version is {carla_version!r}, not a number like 0.9.15")
-    if number and own and number[1] != own[1]:
+    if number and own and number != own:
         raise CollectError(f"--carla_version is {carla_version}, and the server says {said}; leave the flag out")
     if not number and carla_version is None:
         raise CollectError(

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,16 @@ SAVE_EVERY = 5
 
 UNFINISHED = "unfinished"
 """The file that says that a writer began a run and has not ended it: such a folder may be emptied and begun anew."""
+
+
+_VERSION = re.compile(r"v?(\d+(?:\.\d+)+)(?:-.*)?")
+
+
+def version_number(said: str) -> tuple[int, ...] | None:
+    """(0, 9, 15) of "0.9.15" or "0.9.15-3-gb1d5a-dirty"; None where there is no number, as in builds from source that
+    say "b1d5a-dirty" alone. It tells which tags a server has."""
+    match = _VERSION.fullmatch(said)
+    return tuple(int(part) for part in match[1].split(".")) if match else None
 
 
 def run_name(index: int) -> str:

@@ -411,10 +411,9 @@ def same_picture(one: Path, other: Path) -> bool:
 
 def tags_version(said: str, where: str) -> str:
     """The key of CARLA_TAGS for a version as a config says it, "0.9.15" or "0.10.0". Raises DataError."""
-    try:
-        number = tuple(int(part) for part in said.lstrip("v").split("-")[0].split("."))
-    except ValueError as error:
-        raise DataError(f"{where}: carla_version is {said!r}, not a number like 0.9.15") from error
+    number = run.version_number(said)
+    if number is None:
+        raise DataError(f"{where}: carla_version is {said!r}, not a number like 0.9.15")
     return "0.9.14" if number >= (0, 9, 14) else "0.9.0"
 
 
