@@ -13,7 +13,7 @@ demo: system env  ## from nothing to four experts, trained and fine-tuned, and a
 	@BIN="$(BIN)" bash scripts/demo.sh  # its sizes are variables: see there
 
 test: system dev  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: dev  ## style
 	$(BIN)/ruff check .

@@ -13,6 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = Path(os.environ.get("AUTOMOE_FIXTURES") or ROOT.parent / "shared" / "fixtures")
 
 
+LONGEST = ("test_real_frames.py", "test_train_carla.py", "test_carla_writer.py")
+"""Files of few tests that take minutes: begun last, one of them would run while all other processes wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files; all else keeps its order."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> Callable[[str], Path]:
     """`fixtures("scalabel_official")` is that folder; where it is absent the test skips, or fails on demand."""
