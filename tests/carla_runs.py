@@ -87,3 +87,10 @@ def write_run(
     weather = {"cloudiness": 80.0, "precipitation": 0.0, "wetness": 0.0, "fog_density": 0.0, "sun_altitude_angle": 40.0}
     writer.finish({"run_id": run_name(index), "map": f"Carla/Maps/{town}", "weather": weather, **said, **config})
     return root / run_name(index)
+
+
+def write_two_towns(root: Path) -> Path:
+    """Two towns, one run each; returns their root."""
+    write_run(root, 0, town="Town01")
+    write_run(root, 1, town="Town02")
+    return root

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from carla_runs import HEIGHT, WIDTH, box, record, tags_of, write_run
+from carla_runs import HEIGHT, WIDTH, box, record, tags_of, write_run, write_two_towns
 from carla_runs import scene as drawn
 
 from automoe.data import carla
@@ -33,11 +33,7 @@ CAR = BDD_DETECTION.index("car")
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """Two towns, one run each."""
-    root = tmp_path / "raw"
-    write_run(root, 0, town="Town01")
-    write_run(root, 1, town="Town02")
-    return root
+    return write_two_towns(tmp_path / "raw")
 
 
 def prepared(root: Path, split: str = "train", **options) -> PreparedInfo:

@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from carla_runs import write_run
+from carla_runs import write_two_towns
 
 from automoe.report.doctor_carla import doctor_carla
 
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    root = tmp_path / "raw"
-    write_run(root, 0, town="Town01")
-    write_run(root, 1, town="Town02")
-    return root
+    return write_two_towns(tmp_path / "raw")
 
 
 def problems(root: Path, **options: int) -> str:

@@ -430,7 +430,6 @@ def test_the_bare_line_fine_tunes_all_four(tmp_path: Path) -> None:
         ("MAX_STEPS", "9", "--max_steps 9", (0, 1, 2, 3)),
         ("LIMIT", "8", "--limit 8", (0, 1, 2, 3)),
         ("RESUME", "never", "--resume never", (0, 1, 2, 3)),
-        ("OUTPUT_ROOT", "elsewhere", "--output_root elsewhere", (0, 1, 2, 3)),
         ("SOURCE_DET", "run", "--source run", (0,)),
         ("SOURCE_DRV", "run", "--source run", (1,)),
         ("SOURCE_SEG", "a/best.pth", "--source a/best.pth", (2,)),
@@ -443,6 +442,14 @@ def test_every_variable_reaches_its_trainers(
     done, calls = call_shell(tmp_path, **{variable: value})
     assert done.returncode == 0, done.stderr
     assert tuple(number for number, call in enumerate(calls) if f"{flag} " in f"{call} ") == tasks
+
+
+def test_the_place_for_runs_reaches_all_trainers(tmp_path: Path) -> None:
+    done, calls = call_shell(tmp_path, OUTPUT_ROOT=str(tmp_path / "elsewhere"))
+    assert done.returncode == 0, done.stderr
+    assert len(calls) == 4
+    assert all(f"--output_root {tmp_path / 'elsewhere'} " in f"{call} " for call in calls)
+    assert len(list((tmp_path / "elsewhere" / "logs").iterdir())) == 4
 
 
 @pytest.mark.parametrize(
