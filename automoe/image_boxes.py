@@ -53,6 +53,12 @@ def visible_extents(corners: np.ndarray, intrinsic: np.ndarray, size: tuple[int,
     return found
 
 
+def visible_extent(corners: np.ndarray, intrinsic: np.ndarray, size: tuple[int, int]) -> list[float] | None:
+    """`visible_extents` of one box, corners [8, 3]; None where it is no pixel wide and high."""
+    xyxy = visible_extents(corners[None], intrinsic, size)[0]
+    return xyxy.tolist() if (xyxy[2:] - xyxy[:2] > 1.0).all() else None
+
+
 def _bounds_in_picture(spots: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The bounds [4] of what lies inside the picture of the hull of `spots` [S, 2] (NaN for none), NaN if nothing does.
 

@@ -21,9 +21,9 @@ bin=${BIN:-.venv/bin}
 started=$SECONDS
 steps=7
 
-step() {  # number, what
-  printf '\n[%d:%02d] %d/%d  %s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$1" "$steps" "$2"
-}
+say() { printf '\n[%d:%02d] %s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$1"; }
+
+step() { say "$1/$steps  $2"; }  # number, what
 
 train() {  # script, data root
   PROFILE=tiny RUN_NAME=tiny DATA_ROOT="$2" OUTPUT_ROOT="$output" DEVICE="${DEVICE:-auto}" PYTHON="$bin/python" \
@@ -58,4 +58,4 @@ step 7 "Comparing with untrained models and with trivial predictors; writing the
 "$bin/automoe" report --run_name tiny --data_root "$data/bdd100k" --nuscenes_root "$data/nuscenes" \
   --carla_root "$data/carla/preprocessed" --output_root "$output" --out "$report"
 
-printf '\n[%d:%02d] Done. Open %s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$report"
+say "Done. Open $report"

@@ -13,7 +13,7 @@ import numpy as np
 
 from automoe.carla import frame
 from automoe.carla.run import FIELD_OF_VIEW
-from automoe.image_boxes import visible_extents
+from automoe.image_boxes import visible_extent
 from automoe.poses import LOOKING_FORWARD, box_corners, move_points
 
 
@@ -93,8 +93,7 @@ def projected(box: Any, transform: Any, camera: Any, size: tuple[int, int]) -> l
     local = (_corners(box, transform) - T_world_mount[:3, 3]) @ T_world_mount[:3, :3] @ LOOKING_FORWARD
     focal = width / 2 / math.tan(math.radians(FIELD_OF_VIEW) / 2)
     intrinsic = np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
-    xyxy = visible_extents(local[None], intrinsic, size)[0]
-    return xyxy.tolist() if (xyxy[2:] - xyxy[:2] > 1.0).all() else None
+    return visible_extent(local, intrinsic, size)
 
 
 def _corners(box: Any, transform: Any) -> np.ndarray:

@@ -11,7 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -120,19 +120,19 @@ class Run:
         return self.folder / "images" / camera / f"{step.name}.png"
 
     def tags(self, step: Step) -> Path:
-        return self.folder / "segmentation" / LABELLED / f"{step.name}.png"
+        return self.folder / PARTS["tags"] / f"{step.name}.png"
 
     def drivable(self, step: Step) -> Path:
-        return self.folder / "drivable" / LABELLED / f"{step.name}.png"
+        return self.folder / PARTS["drivable"] / f"{step.name}.png"
 
     def lidar(self, step: Step) -> Path:
-        return self.folder / "lidar" / f"{step.name}.npy"
+        return self.folder / PARTS["lidar"] / f"{step.name}.npy"
 
     def boxes(self, step: Step) -> Path:
-        return self.folder / "annots" / LABELLED / f"{step.name}.json"
+        return self.folder / PARTS["boxes"] / f"{step.name}.json"
 
     def boxes3d(self, step: Step) -> Path:
-        return self.folder / "boxes3d" / f"{step.name}.json"
+        return self.folder / PARTS["boxes3d"] / f"{step.name}.json"
 
     @cached_property
     def version(self) -> tuple[str, str | None]:
@@ -215,12 +215,17 @@ def _json(path: Path, kind: type, hint: str) -> Any:
     return content
 
 
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number; JSON's true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
+
+
 def _positive(config: Mapping[str, Any], key: str, usual: float, where: str) -> float:
     """A number above 0 of a config; the usual one where it says nothing."""
     said = config.get(key)
     if said is None:
         return usual
-    if isinstance(said, bool) or not isinstance(said, int | float) or not 0 < said < math.inf:
+    if not _is_number(said) or said <= 0:
         raise DataError(f"{where}: {key} is {said!r}, not a number above 0")
     return said
 
@@ -242,7 +247,7 @@ def _weather(said: Any, where: str) -> dict[str, Any]:
         if key in WEATHER_WORDS and isinstance(value, str):
             found[key] = value
         elif key in WEATHER_NUMBERS and value is not None:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not _is_number(value):
                 raise DataError(f"{where}: the weather's {key} is {value!r}, not a finite number")
             found[key] = float(value)
     return found
@@ -529,3 +534,12 @@ def mounting_of(said: Mapping[str, Any], usual: Mapping[str, float]) -> np.ndarr
     """T_ego_sensor [4, 4] from a sensor's entry in a config, or from where it usually is."""
     rotation = said.get("rotation", {"pitch": 0.0, "yaw": usual.get("yaw", 0.0), "roll": 0.0})
     return frame.pose(said.get("location", usual), rotation)
+
+
+def camera_mounting(one: Run, camera: str) -> tuple[np.ndarray, float] | None:
+    """T_ego_mount [4, 4] and the field of view in degrees of a run's camera; None where nothing tells."""
+    said, mount = one.sensors.get(camera, {}), run.MOUNTS.get(camera)
+    if not said and mount is None:
+        return None
+    usual = dict.fromkeys("xyz", 0.0) if mount is None else asdict(mount)
+    return mounting_of(said, usual), float(said.get("fov", run.FIELD_OF_VIEW))

@@ -10,7 +10,7 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -382,10 +382,10 @@ class CarlaSource:
         """The cameras and the LiDAR, in our frame, and what the labels tell apart. Raises DataError where runs were
         recorded with different mountings: a policy would drive with one of them."""
         runs = self._read[0]
-        first = {camera: (runs[0], _mounting(runs[0], camera)) for camera in self.cameras}
+        first = {camera: (runs[0], carla.camera_mounting(runs[0], camera)) for camera in self.cameras}
         for one in runs:
             for camera, (other, mounting) in first.items():
-                own = _mounting(one, camera)
+                own = carla.camera_mounting(one, camera)
                 if (own is None) != (mounting is None) or (own and mounting and not _agree(own, mounting)):
                     raise DataError(
                         f"the {camera} camera is mounted otherwise in {one.name} than in {other.name} (place, "
@@ -446,15 +446,6 @@ class CarlaSource:
         suffixes = dict.fromkeys(places, ".png") | dict.fromkeys([f"annots/{run.LABELLED}", "boxes3d"], ".json")
         wanted = [(folder / place, suffix) for folder in self.folders for place, suffix in suffixes.items()]
         return {str(place): folder_listing(place, suffix) for place, suffix in wanted}
-
-
-def _mounting(one: Run, camera: str) -> tuple[np.ndarray, float] | None:
-    """T_ego_mount [4, 4] and the field of view in degrees of a run's camera; None where nothing tells."""
-    said, mount = one.sensors.get(camera, {}), run.MOUNTS.get(camera)
-    if not said and mount is None:
-        return None
-    usual = dict.fromkeys("xyz", 0.0) if mount is None else asdict(mount)
-    return carla.mounting_of(said, usual), float(said.get("fov", run.FIELD_OF_VIEW))
 
 
 def _agree(one: tuple[np.ndarray, float], other: tuple[np.ndarray, float]) -> bool:

@@ -274,13 +274,14 @@ def _tinted(image: np.ndarray, mask: np.ndarray, colors: Sequence[Any], hidden: 
 
 def _points(image: np.ndarray, one: Run, step: Step, row: dict[str, Any]) -> np.ndarray:
     """The front camera's picture with the LiDAR's points and the 3D boxes in it."""
-    said = one.sensors.get(layout.LABELLED, {})
-    mount = layout.MOUNTS[layout.LABELLED]
+    mounting = carla.camera_mounting(one, layout.LABELLED)
+    assert mounting is not None  # that camera has a usual place
+    T_ego_mount, field_of_view = mounting
     looking = np.eye(4)
     looking[:3, :3] = LOOKING_FORWARD
-    T_ego_cam = carla.mounting_of(said, {"x": mount.x, "y": mount.y, "z": mount.z, "yaw": mount.yaw}) @ looking
+    T_ego_cam = T_ego_mount @ looking
     height, width = row["heights"][0], row["widths"][0]
-    focal = width / 2 / np.tan(np.radians(float(said.get("fov", layout.FIELD_OF_VIEW))) / 2)
+    focal = width / 2 / np.tan(np.radians(field_of_view) / 2)
     intrinsic = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
     camera = CameraFrame(layout.LABELLED, Path(), 0, (height, width), intrinsic, np.linalg.inv(T_ego_cam))
     boxes = np.array(row["boxes3d"], np.float64).reshape(-1, 10)

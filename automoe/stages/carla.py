@@ -274,11 +274,9 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
         """The source, and a hash of its file: a run from other weights is another run."""
         if self.source is None:
             return {"source": None, "start": None}
-        path, payload = self.source.path.resolve(), self.source.payload
-        with path.open("rb") as file:
+        with self.source.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        trained = {"commit": payload.get("commit"), "steps": payload.get("progress", {}).get("step")}
-        return {"source": {"source": str(path), **trained}, "start": digest}
+        return {"source": _origin_of(self.source), "start": digest}
 
     def on_start(self, model: Expert, evaluate: Evaluation, run_dir: Path, dist: Distributed) -> None:
         """Scores the source as it is, so that there is something to compare with."""
@@ -286,7 +284,7 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
             return
         metrics = evaluate(model, dist)
         if dist.is_main:
-            said = {**self.origin()["source"], "metrics": metrics}
+            said = {**_origin_of(self.source), "metrics": metrics}
             write_text(run_dir / SOURCE_METRICS, json.dumps(said, indent=1) + "\n")
         dist.say(f"The source as it is, on these frames: {headline_words(model, metrics)}")
 
@@ -299,6 +297,13 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
     def postprocess(self) -> dict[str, Any]:
         dense = self.kind in ("drivable", "segmentation")
         return {"mask": "argmax at raw size"} if dense else {"scores": "sigmoid"}
+
+
+def _origin_of(source: TrainedExpert) -> dict[str, Any]:
+    """Where a source is and how it was trained, for the checkpoint and for source.json."""
+    payload = source.payload
+    steps = payload.get("progress", {}).get("step")
+    return {"source": str(source.path.resolve()), "commit": payload.get("commit"), "steps": steps}
 
 
 def source_metrics(run_dir: Path) -> dict[str, float | None] | None:

@@ -25,7 +25,7 @@ from automoe.carla.frame import flip, say_pose, say_vector, say_yaw_rate
 from automoe.carla.run import Frame, RunWriter, run_name
 from automoe.config import from_dict
 from automoe.errors import WorldError
-from automoe.image_boxes import visible_extents
+from automoe.image_boxes import visible_extent
 from automoe.poses import box_corners
 from automoe.taxonomy import BDD_DETECTION, CARLA_COMMANDS, CARLA_TAGS, SEMANTIC
 from automoe.world.workers import begin, check_settings, make_pieces, settings_of, write_piece
@@ -416,9 +416,7 @@ def _projected(actor: Actor, scene: Scene, camera: Camera) -> list[float] | None
 
     box = np.array([[*actor.centre, *actor.size, actor.yaw]])
     corners = world_to_camera(scene.T_world_cam(camera), box_corners(box)[0])
-    intrinsic = np.array([[camera.fx, 0.0, camera.cx], [0.0, camera.fy, camera.cy], [0.0, 0.0, 1.0]])
-    xyxy = visible_extents(corners[None], intrinsic, (camera.height, camera.width))[0]
-    return xyxy.tolist() if (xyxy[2:] - xyxy[:2] > 1.0).all() else None
+    return visible_extent(corners, camera.intrinsics, (camera.height, camera.width))
 
 
 def _type_id(actor: Actor) -> str:
