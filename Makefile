@@ -39,15 +39,15 @@ $(BIN)/uv:
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/uv
 	@echo "Installing AutoMoE and what it needs into $(VENV) (about 6 GB with PyTorch)"
-	@$(BIN)/uv pip install --python $(BIN)/python -e .
+	@$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
-	@$(BIN)/uv pip install --python $(BIN)/python -e '.[dev]'
+	@$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
 devkit: dev  ## the official nuScenes devkit and CARLA's client, for the tests that compare with them
-	@$(BIN)/uv pip install --python $(BIN)/python -e '.[devkit,carla]'
+	@$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -e '.[devkit,carla]'
 	@$(BIN)/uv pip install --python $(BIN)/python --no-deps nuscenes-devkit==1.2.0  # it asks for an older numpy
 
 clean-demo:  ## remove what the demo made
