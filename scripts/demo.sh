@@ -19,42 +19,69 @@ bin=${BIN:-.venv/bin}
 # ---------------------------------------------------------------------------------------------------------------------
 
 started=$SECONDS
-steps=7
+cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
+share=$((cores > 1 ? cores / 2 : 1))    # of the cores, for each of two lanes
+other=""                                # the second lane's process group, while there is one
 
 say() { printf '\n[%d:%02d] %s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$1"; }
 
-step() { say "$1/$steps  $2"; }  # number, what
-
 train() {  # script, data root
   PROFILE=tiny RUN_NAME=tiny DATA_ROOT="$2" OUTPUT_ROOT="$output" DEVICE="${DEVICE:-auto}" PYTHON="$bin/python" \
-    bash "training/$1"
+    OMP_NUM_THREADS="$share" bash "training/$1"
 }
 
-step 1 "Rendering $frames training and $val_frames validation frames of the embedded world in BDD100K's format"
-"$bin/automoe" world export bdd100k --out "$data/bdd100k" --train "$frames" --val "$val_frames" --seed 0
+# Two lanes, one beside the other, each with half of the cores: two small networks that learn side by side are through
+# sooner than one after the other with all cores. Each line says whose it is.
+both() {  # name, function, name, function
+  set -m  # a process group of its own, so that all of it can be stopped
+  ("$4" 2>&1 | name_lines "$3") &
+  other=$!
+  set +m
+  "$2" 2>&1 | name_lines "$1"
+  wait "$other" || { other=""; echo "error: $3 stopped, see above; the same line goes on from there." >&2; exit 1; }
+  other=""
+}
+name_lines() { awk -v name="$1" '{ printf "%-9s| %s\n", name, $0; fflush() }'; }
+stop_other() { if [ -n "$other" ]; then kill -TERM -- "-$other" 2>/dev/null || true; wait "$other" || true; fi; }
+trap stop_other EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
-step 2 "Training the three BDD100K experts (profile tiny)"
-train train_bdd100k_experts_ddp.sh "$data/bdd100k"
+# --- The lanes ---
 
-step 3 "Driving $scenes training and $val_scenes validation scenes of it, recorded in nuScenes' format"
-"$bin/automoe" world export nuscenes --out "$data/nuscenes" --scenes "$scenes" --val_scenes "$val_scenes" \
-  --seconds 10 --seed 0
+bdd100k() {
+  "$bin/automoe" world export bdd100k --out "$data/bdd100k" --train "$frames" --val "$val_frames" --seed 0 \
+    --workers "$share"
+  train train_bdd100k_experts_ddp.sh "$data/bdd100k"
+}
 
-step 4 "Training the nuScenes expert, cameras and LiDAR (profile tiny)"
-# One camera a sample: the LiDAR finds most in a run so short, and steps are what it needs.
-EXTRA_ARGS="--train_cameras 1 ${EXTRA_ARGS:-}" train train_nuscenes_expert_ddp.sh "$data/nuscenes"
+nuscenes_carla() {
+  "$bin/automoe" world export nuscenes --out "$data/nuscenes" --scenes "$scenes" --val_scenes "$val_scenes" \
+    --seconds 10 --seed 0 --workers "$share"
+  # One camera a sample: the LiDAR finds most in a run so short, and steps are what it needs.
+  EXTRA_ARGS="--train_cameras 1 ${EXTRA_ARGS:-}" train train_nuscenes_expert_ddp.sh "$data/nuscenes"
+  # Two frames a second: frames that follow each other sooner show an expert little that is new. The front camera is the
+  # one with labels.
+  "$bin/automoe" world export carla --out "$data/carla/raw" --runs "$runs" --val_runs "$val_runs" \
+    --seconds "$run_seconds" --save_every 10 --cameras front --seed 0 --workers "$share"
+  "$bin/automoe" prepare carla --data_root "$data/carla/raw" --out "$data/carla/preprocessed"
+  SKIP_DETECTION=1 SKIP_DRIVABLE=1 SKIP_SEGMENTATION=1 finetune
+}
 
-step 5 "Letting the teacher drive $runs training and $val_runs validation runs, recorded as CARLA's are"
-# Two frames a second: frames that follow each other sooner show an expert little that is new. The front camera is the
-# one with labels.
-"$bin/automoe" world export carla --out "$data/carla/raw" --runs "$runs" --val_runs "$val_runs" \
-  --seconds "$run_seconds" --save_every 10 --cameras front --seed 0
-"$bin/automoe" prepare carla --data_root "$data/carla/raw" --out "$data/carla/preprocessed"
+finetune() { train finetune_experts_carla.sh "$data/carla/preprocessed"; }
+finetune_detection() { SKIP_DRIVABLE=1 SKIP_SEGMENTATION=1 SKIP_NUSCENES=1 finetune; }
+finetune_dense() { SKIP_DETECTION=1 SKIP_NUSCENES=1 finetune; }
 
-step 6 "Fine-tuning the four experts on them (profile tiny)"
-train finetune_experts_carla.sh "$data/carla/preprocessed"
+# --- The steps ---
 
-step 7 "Comparing with untrained models and with trivial predictors; writing the report"
+say "1/3  Recording three data sets in the embedded world and training four experts (profile tiny):
+       $frames + $val_frames frames as BDD100K's, $scenes + $val_scenes scenes as nuScenes', $runs + $val_runs runs as CARLA's"
+both bdd100k bdd100k nuscenes nuscenes_carla
+
+say "2/3  Fine-tuning the BDD100K experts on the CARLA runs"
+both boxes finetune_detection dense finetune_dense
+
+say "3/3  Comparing with untrained models and with trivial predictors; writing the report"
 "$bin/automoe" report --run_name tiny --data_root "$data/bdd100k" --nuscenes_root "$data/nuscenes" \
   --carla_root "$data/carla/preprocessed" --output_root "$output" --out "$report"
 
