@@ -44,7 +44,7 @@ ARMS = ("source unchanged", "from scratch", "fine-tuned")
 
 def record(root: Path) -> None:
     """The recordings of the comparison."""
-    from automoe.data.prepared import progress_bar
+    from automoe.progress import progress_bar
     from automoe.world.carla_writer import export_carla
 
     with progress_bar("drive and render") as progress:

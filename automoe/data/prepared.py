@@ -29,19 +29,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from automoe.data.raw_source import TASK_CLASSES, Quarantined, RawSource, find_source
-from automoe.data.shards import FORMAT_VERSION, Shard, build_shard, finished_shard, shard_key
+from automoe.data.shards import Shard, build_shard, finished_shard, format_version, shard_key
 from automoe.errors import DataError, WriteError
 from automoe.files import says_disk_full, write_bytes
 from automoe.machine import available_cores
+from automoe.progress import Progress
 
 PREPARED_DIR = "automoe_prepared"
 """Folder inside a raw tree that holds its prepared sets, unless another place is given."""
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
-
-Progress = Callable[[int, int], None]
-"""Called with (records done, records in all)."""
 
 GROWING = ("cameras",)
 """Options that are sets: one with more serves who wants fewer, and what is asked for anew is added to what is there."""
@@ -91,9 +89,9 @@ class PreparedInfo:
             )
         dataset = _dataset(manifest)
         again = f"run `automoe prepare {dataset}` again"
-        if manifest["format_version"] != FORMAT_VERSION:
+        if manifest["format_version"] != (ours := format_version(manifest["task"])):
             raise DataError(
-                f"{path} has format version {manifest['format_version']}, this program reads {FORMAT_VERSION}; {again}"
+                f"{path} has format version {manifest['format_version']}, this program reads {ours}; {again}"
             )
         if tuple(manifest["classes"]) != TASK_CLASSES[manifest["task"]]:
             raise DataError(f"{path / MANIFEST} lists other classes than this program; {again}")
@@ -215,18 +213,6 @@ def open_rows(path: Path) -> Any:
     return datasets.load_from_disk(str(path), keep_in_memory=False)
 
 
-@contextlib.contextmanager
-def progress_bar(description: str) -> Iterator[Progress]:
-    """A progress bar on the console, as the `progress` argument of `prepare`; where there is nothing to do, none."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Bar(*columns) as bar:
-        task = bar.add_task(description, total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
-
-
 # --- preparing ----------------------------------------------------------------------------------------------
 
 
@@ -302,14 +288,14 @@ def _finish(source: RawSource, out: Path, shards: list[Shard], quarantined: list
         nothing = f"no usable {source.task} {source.split} {source.unit.removesuffix('s')} in {source.place}"
         raise DataError(f"{nothing}; {why or 'there are no labelled ' + source.unit}")
     classes = TASK_CLASSES[source.task]
-    fingerprint = hashlib.sha256(f"{FORMAT_VERSION} {source.task} {classes}".encode())
+    fingerprint = hashlib.sha256(f"{format_version(source.task)} {source.task} {classes}".encode())
     for shard in shards:
         for digest in shard.digests:
             fingerprint.update(bytes.fromhex(digest))
     _write_hugging_face_files(source, out, shards, fingerprint.hexdigest())
     manifest = {
         "format": _FORMAT + source.dataset,
-        "format_version": FORMAT_VERSION,
+        "format_version": format_version(source.task),
         "task": source.task,
         "split": source.split,
         "unit": source.unit,

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from automoe.data.prepared import progress_bar
 from automoe.experts.inference import load_expert
+from automoe.progress import progress_bar
 from automoe.report import cases, charts
 from automoe.report.runs import TaskRun
 from automoe.report.sections import COMPARED, Chapter, Section, as_percent, chart, css, picture_row

@@ -10,7 +10,7 @@ import numpy as np
 
 from automoe.data.nuscenes_dataset import collate
 from automoe.data.nuscenes_prepared import NuscenesRows
-from automoe.data.prepared import PreparedInfo, progress_bar
+from automoe.data.prepared import PreparedInfo
 from automoe.engine.distributed import setup
 from automoe.engine.loader import evaluation_loader
 from automoe.errors import DataError
@@ -19,6 +19,7 @@ from automoe.experts.inference import load_expert
 from automoe.experts.nuscenes import NuscenesScoring
 from automoe.metrics.nuscenes import DISTANCES, ERROR_NAMES, TP_DISTANCE, Curve, NuscenesMetrics, filter_boxes
 from automoe.metrics.nuscenes_submission import read_submission
+from automoe.progress import progress_bar
 from automoe.report import cases_nuscenes, charts
 from automoe.report.cases import pick
 from automoe.report.runs import TaskRun

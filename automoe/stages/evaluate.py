@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from automoe.config import project_root
-from automoe.data.prepared import PreparedInfo, ensure_prepared, progress_bar
+from automoe.data.prepared import PreparedInfo, ensure_prepared
 from automoe.engine.distributed import Distributed, setup
 from automoe.engine.loader import evaluation_loader
 from automoe.engine.runlog import duration
 from automoe.experts.evaluation import evaluate_expert
 from automoe.experts.inference import TrainedExpert, load_expert
 from automoe.metrics.score import write_metrics_json
+from automoe.progress import progress_bar
 from automoe.stages.kinds import Kind, kind_of
 from automoe.stages.predictions import PredictionWriter
 
