@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from automoe.carla.run import CAMERAS, Frame, RunWriter, run_name
+from automoe.carla.run import CAMERAS, SHIFTED, Frame, RunWriter, run_name
 from automoe.taxonomy import CARLA_TAGS
 
 HEIGHT, WIDTH = 48, 64
@@ -94,3 +95,37 @@ def write_two_towns(root: Path) -> Path:
     write_run(root, 0, town="Town01")
     write_run(root, 1, town="Town02")
     return root
+
+
+BEND_TICK, BEND_STRIDE, BEND_SPEED, BEND_RADIUS = 0.05, 5, 6.0, 20.0
+
+
+def bend(number: int, **more: Any) -> dict[str, Any]:
+    """A record of a car that drives a circle to the left from the origin, in CARLA's axes."""
+    angle = BEND_SPEED * BEND_TICK * number / BEND_RADIUS
+    x, y = BEND_RADIUS * math.sin(angle), BEND_RADIUS * (1 - math.cos(angle))
+    far = BEND_SPEED * BEND_TICK * (number + 40) / BEND_RADIUS
+    target = [BEND_RADIUS * math.sin(far), -BEND_RADIUS * (1 - math.cos(far))]
+    return record(
+        number,
+        BEND_SPEED,
+        location={"x": x, "y": -y, "z": 0.0},
+        rotation={"pitch": 0.0, "yaw": -math.degrees(angle), "roll": 0.0},
+        velocity={"x": BEND_SPEED * math.cos(angle), "y": -BEND_SPEED * math.sin(angle), "z": 0.0},
+        angular_velocity={"x": 0.0, "y": 0.0, "z": -math.degrees(BEND_SPEED / BEND_RADIUS)},
+        route={"command": 1, "target_points": [target]},
+        traffic_light={"id": "a", "state": "Red"},
+        **more,
+    )
+
+
+def write_bend(root: Path, index: int, frames: int = 30, shift: tuple[float, float] | None = None) -> Path:
+    writer = RunWriter(root / run_name(index))
+    for number in range(0, BEND_STRIDE * frames, BEND_STRIDE):
+        picture, _ = scene(number)
+        images = {"front": picture} if shift is None else {"front": picture, SHIFTED: picture[::-1]}
+        more = {} if shift is None else {"camera_shift": {"y": shift[0], "yaw": shift[1]}}
+        writer.frame(Frame(number, bend(number, **more), images))
+    weather = {"precipitation": 30.0, "sun_altitude_angle": -10.0}
+    writer.finish({"map": f"Town0{index}", "weather": weather, "save_every_n": BEND_STRIDE})
+    return root / run_name(index)

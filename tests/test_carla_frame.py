@@ -43,8 +43,8 @@ def test_right_of_the_car_is_right() -> None:
     T = frame.pose({"x": 0.0, "y": 0.0, "z": 0.0}, {"pitch": 0.0, "yaw": -90.0, "roll": 0.0})
     np.testing.assert_allclose(T[:3, 0], [0, 1, 0], atol=1e-12)  # forward: our y, CARLA's -y
     np.testing.assert_allclose(-T[:3, 1], [1, 0, 0], atol=1e-12)  # right
-    assert frame.yaw_rate(10.0) < 0.0  # to the right is negative here
-    assert frame.yaw_rate(frame.say_yaw_rate(0.3)) == pytest.approx(0.3)
+    assert frame.yaw(10.0) < 0.0  # to the right is negative here
+    assert frame.yaw(frame.say_yaw(0.3)) == pytest.approx(0.3)
 
 
 def test_pitch_lifts_the_nose_and_roll_leans_right() -> None:

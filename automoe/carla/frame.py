@@ -54,13 +54,13 @@ def say_pose(T_world_thing: np.ndarray) -> tuple[dict[str, float], dict[str, flo
     return say_vector(T_world_thing[:3, 3]), rotation
 
 
-def say_yaw_rate(ours: float) -> float:
-    """Radians a second to the left as CARLA's degrees a second to the right."""
+def say_yaw(ours: float) -> float:
+    """An angle in radians to the left, or such an angle a second, as CARLA's degrees to the right."""
     return 0.0 - float(np.degrees(ours))
 
 
-def yaw_rate(said: float) -> float:
-    """CARLA's degrees a second to the right as radians a second to the left."""
+def yaw(said: float) -> float:
+    """CARLA's degrees to the right, or such degrees a second, as radians to the left."""
     return 0.0 - float(np.radians(said))
 
 

@@ -36,6 +36,11 @@ CAMERAS = ("front", "front_left", "front_right", "rear")
 LABELLED = "front"
 """The camera that has tags, boxes and drivable masks."""
 
+SHIFTED = "front_shifted"
+"""What the front camera would see if the car stood somewhat aside and askew: at each frame by another `camera_shift` in
+the log, {"y": metres to the right, "yaw": degrees to the right} round the car's origin. It shows a policy what it looks
+like to have strayed, which a good driver never does. The embedded world alone writes it."""
+
 
 @dataclass(frozen=True)
 class Mount:
@@ -114,7 +119,7 @@ def rig(width: int, height: int, names: Sequence[str] = CAMERAS) -> dict[str, An
             "height": height,
             "fov": FIELD_OF_VIEW,
         }
-        for name, mount in MOUNTS.items()
+        for name, mount in {**MOUNTS, SHIFTED: MOUNTS[LABELLED]}.items()
         if name in names
     }
     lidar = {

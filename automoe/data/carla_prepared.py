@@ -9,6 +9,7 @@ ego's origin on the ground under the car's middle:
     has_boxes; boxes (pixel xyxy of the front camera), labels (BDD100K's), ignored, occluded, truncated
     T_world_ego, speed, velocity and acceleration (world), yaw_rate, control (throttle, steer, brake)
     command (place in CARLA_COMMANDS, -1 unknown), targets (ego frame), light, speed_limit
+    shift: metres and radians to the left, where the car was thought to stand for the camera `carla.run.SHIFTED`
     weather, timeofday, scene: BDD100K's words; weather_numbers: cloudiness, precipitation, wetness, fog, sun altitude
     boxes3d: x, y, z, l, w, h, yaw, vx, vy, class of road users, ego frame
 """
@@ -50,7 +51,7 @@ def features() -> Any:
     columns |= {"semantic": Value("binary"), "drivable": Value("binary"), "has_boxes": Value("bool")}
     columns |= {"T_world_ego": List(real), "speed": real, "velocity": List(real), "acceleration": List(real)}
     columns |= {"yaw_rate": real, "control": List(real), "command": size, "targets": List(List(real))}
-    columns |= {"light": text, "speed_limit": real}
+    columns |= {"light": text, "speed_limit": real, "shift": List(real)}
     columns |= {"weather": text, "timeofday": text, "scene": text, "weather_numbers": List(real)}
     columns |= {"boxes": List(List(Value("float32"))), "labels": List(whole)}
     columns |= {flag: List(Value("bool")) for flag in ("ignored", "occluded", "truncated")}
@@ -123,8 +124,10 @@ def _filled(column: Any) -> np.ndarray:
 
 
 _SMALL = (
-    "time", "interval", "speed", "yaw_rate", "command", "speed_limit", "velocity", "acceleration", "control",
+    "time", "interval", "speed", "yaw_rate", "command", "speed_limit", "velocity", "acceleration", "control", "shift",
+    "weather_numbers",
 )  # fmt: skip
+_WORDS = ("town", "light", "weather", "timeofday")
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,9 @@ class TimeIndex:
     the car moved in them. Rows of a run follow each other in time.
 
     run: int64 [N], a place in `runs`; frame: int64 [N]; T_world_ego: float64 [N, 4, 4]; targets: float64 [N, K, 2], ego
-    frame, NaN where there are fewer; columns: float64 [N] or [N, 3] for each of the columns time, interval, speed,
-    yaw_rate, command, speed_limit, velocity, acceleration and control.
+    frame, NaN where there are fewer; columns: float64 [N] or [N, ...] for each of the columns time, interval, speed,
+    yaw_rate, command, speed_limit, velocity, acceleration, control, shift and weather_numbers; words: str [N] for each
+    of town, light, weather and timeofday.
     """
 
     runs: tuple[str, ...]
@@ -143,6 +147,7 @@ class TimeIndex:
     T_world_ego: np.ndarray
     targets: np.ndarray
     columns: Mapping[str, np.ndarray]
+    words: Mapping[str, np.ndarray]
 
     @classmethod
     def load(cls, path: Path | str) -> TimeIndex:
@@ -162,18 +167,23 @@ class TimeIndex:
             np.array(table.column("T_world_ego").to_pylist(), np.float64).reshape(-1, 4, 4),
             targets,
             {key: np.array(table.column(key).to_pylist(), np.float64) for key in _SMALL},
+            {key: np.array(table.column(key).to_pylist(), np.str_) for key in _WORDS},
         )
+
+    def sound(self) -> np.ndarray:
+        """Which of the N - 1 steps from row to row are one interval of one run, with known places: bool [N - 1]."""
+        time, interval = self.columns["time"], self.columns["interval"]
+        known = np.isfinite(self.T_world_ego.sum(axis=(1, 2)))
+        # Without a clock there is no step: NaN compares as false.
+        step = (np.abs(np.diff(time) - interval[1:]) < 0.1 * interval[1:]) & (np.diff(self.run) == 0)
+        return step & known[1:] & known[:-1]
 
     def windows(self, past: int, future: int) -> np.ndarray:
         """The rows int64 [W] that have `past` frames before and `future` after them in the same run without a gap and
         with a known place."""
-        count, time, interval = len(self.run), self.columns["time"], self.columns["interval"]
-        known = np.isfinite(self.T_world_ego.sum(axis=(1, 2)))
-        # Without a clock there is no step: NaN compares as false.
-        step = (np.abs(np.diff(time) - interval[1:]) < 0.1 * interval[1:]) & (np.diff(self.run) == 0)
-        step = step & known[1:] & known[:-1]
-        # Of the N - 1 steps between rows, how many up to each row are sound: a window is one run of sound steps.
-        sound = np.concatenate([[0], np.cumsum(step)])
+        count, known = len(self.run), np.isfinite(self.T_world_ego.sum(axis=(1, 2)))
+        # How many steps up to each row are sound: a window is one run of sound steps.
+        sound = np.concatenate([[0], np.cumsum(self.sound())])
         rows = np.arange(past, count - future)
         rows = rows[sound[rows + future] - sound[rows - past] == past + future] if len(rows) else rows
         return rows[known[rows]]

@@ -471,6 +471,7 @@ def _log_columns(one: Run, step: Step) -> dict[str, Any]:
         "targets": step.targets.tolist(),
         "light": step.light,
         "speed_limit": step.speed_limit,
+        "shift": list(step.shift),
         **_weather(one.weather),
     }
 

@@ -168,6 +168,7 @@ class CarlaYoloSource:
             "targets": [],
             "light": "",
             "speed_limit": math.nan,
+            "shift": [math.nan, math.nan],
             "weather": "undefined",
             "timeofday": "undefined",
             "scene": "undefined",

@@ -18,8 +18,13 @@ from automoe.data.raw_source import Quarantined, RawSource, file_stamp, quaranti
 from automoe.errors import DataError
 from automoe.files import write_bytes
 
-FORMAT_VERSION = 1
-"""Raised whenever a prepared set of an older version must not be read any more."""
+_FORMAT_VERSIONS = {"frames": 2}
+"""By task, 1 if not named; raised whenever a prepared set of an older version must not be read any more."""
+
+
+def format_version(task: str) -> int:
+    """Of the sets that this program writes and reads."""
+    return _FORMAT_VERSIONS.get(task, 1)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Shard:
 
 def shard_key(records: Sequence[Any], source: RawSource) -> str:
     """A hash of everything that decides a shard's content; files by size and time."""
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {source.task}".encode())
+    digest = hashlib.sha256(f"{format_version(source.task)} {source.task}".encode())
     for record in records:
         for path in source.files(record):
             digest.update(f"{path.name} {file_stamp(path)} ".encode())

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from automoe.carla import run
-from automoe.carla.frame import flip, say_pose, say_vector, say_yaw_rate
+from automoe.carla.frame import flip, say_pose, say_vector, say_yaw
 from automoe.carla.run import Frame, RunWriter, run_name
 from automoe.config import from_dict
 from automoe.errors import WorldError
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from automoe.world.contacts import Obstacles
     from automoe.world.drive import Drive
     from automoe.world.lidar import LidarCaster
-    from automoe.world.renderer import Renderer
+    from automoe.world.look import Look
+    from automoe.world.renderer import Light, Renderer
     from automoe.world.route import Route
     from automoe.world.scene import Actor, Camera, Conditions, Scene
     from automoe.world.town import Town
@@ -61,6 +62,9 @@ ATTENUATION = 0.004
 """Of the LiDAR's intensity, per metre: CARLA's own."""
 
 RANGE_NOISE = 0.01
+SHIFT_METRES, SHIFT_DEGREES = 1.0, 5.0
+"""How far aside and askew run.SHIFTED stands, at most (as in TransFuser and its successors)."""
+
 _WEATHER: dict[str, dict[str, float]] = {
     "clear": {"cloudiness": 5.0},
     "partly cloudy": {"cloudiness": 40.0},
@@ -118,9 +122,9 @@ def export_carla(
     """Write `runs` training and `val_runs` validation runs, going on where the same call stopped earlier.
 
     seconds: of each run, at most. size: width and height of the pictures; 800 x 600 is that of public runs. save_every:
-    ticks of 0.05 s from frame to frame. cameras: some of run.CAMERAS, the labelled one among them. progress: called
-    with (runs done, runs in all). Returns the content of world.json. Raises WorldError when `out` holds an export with
-    other settings, or the world cannot be rendered.
+    ticks of 0.05 s from frame to frame. cameras: some of run.CAMERAS, the labelled one among them, and run.SHIFTED
+    beside them. progress: called with (runs done, runs in all). Returns the content of world.json. Raises WorldError
+    when `out` holds an export with other settings, or the world cannot be rendered.
     """
     out = Path(out)
     if not 1 <= runs <= FIRST_VAL or val_runs < 1 or seconds < 1 or save_every < 1:
@@ -128,11 +132,10 @@ def export_carla(
             f"an export needs 1 to {FIRST_VAL} training runs, a validation run, a second of each and a tick between "
             "frames at least"
         )
-    if run.LABELLED not in cameras or not set(cameras) <= set(run.CAMERAS):
-        raise WorldError(
-            f"cameras are some of {', '.join(run.CAMERAS)}, {run.LABELLED} among them, not {', '.join(cameras)}"
-        )
-    chosen = tuple(name for name in run.CAMERAS if name in cameras)
+    known = (*run.CAMERAS, run.SHIFTED)
+    if run.LABELLED not in cameras or not set(cameras) <= set(known):
+        raise WorldError(f"cameras are some of {', '.join(known)}, {run.LABELLED} among them, not {', '.join(cameras)}")
+    chosen = tuple(name for name in known if name in cameras)
     plan = RunPlan(seed, (int(size[0]), int(size[1])), float(seconds), int(save_every), runs, val_runs, chosen)
     check_settings(out, plan, folder_of("train", 0), "a run")
     begin(out, plan)
@@ -252,9 +255,24 @@ class _Recorder:
                     "boxes": list(_boxes(scene, camera, seen)),
                 }
             images[camera.name] = shade(frame, scene, camera, self.renderer, look, self.rng, glow)
+        log = self._log(tick, control)
+        if run.SHIFTED in self.plan.cameras:
+            images[run.SHIFTED], log["camera_shift"] = self._shifted(light, look, glow)
         lidar = lidar_points(self.caster.sweep(scene, self.lidar), self.rng)
         boxes3d = [_box3d(actor) for actor in _near(scene)]
-        self.writer.frame(Frame(tick, self._log(tick, control), images, lidar=lidar, boxes3d=boxes3d, **labels))
+        self.writer.frame(Frame(tick, log, images, lidar=lidar, boxes3d=boxes3d, **labels))
+
+    def _shifted(self, light: Light, look: Look, glow: Any) -> tuple[np.ndarray, dict[str, float]]:
+        """The picture of run.SHIFTED, and where it stood, in CARLA's axes."""
+        from automoe.world.look import shade
+        from automoe.world.rig import shifted_camera
+
+        aside, turn = self.rng.uniform(-1.0, 1.0, 2) * [SHIFT_METRES, np.radians(SHIFT_DEGREES)]
+        front = next(camera for camera in self.cameras if camera.name == run.LABELLED)
+        camera = shifted_camera(front, aside, turn)
+        frame = self.renderer.render(self.drive.scene, camera, light)
+        picture = shade(frame, self.drive.scene, camera, self.renderer, look, self.rng, glow)
+        return picture, {"y": 0.0 - float(aside), "yaw": say_yaw(turn)}
 
     def _tags(self, frame: rendering.Frame) -> np.ndarray:
         """CARLA's tags uint8 [H, W] of a frame."""
@@ -289,7 +307,7 @@ class _Recorder:
                 "total_npc_walkers": int(people),
             },
             "acceleration": say_vector((velocity - np.array(self.before.velocity)) / run.TICK),
-            "angular_velocity": {"x": 0.0, "y": 0.0, "z": say_yaw_rate(car.yaw_rate)},
+            "angular_velocity": {"x": 0.0, "y": 0.0, "z": say_yaw(car.yaw_rate)},
             "speed_limit_kmh": 3.6 * drive.traffic.speed_limit(),
             "traffic_light": None
             if light is None or light[1] > LIGHT_METRES

@@ -77,6 +77,15 @@ def carla_cameras(width: int, height: int) -> tuple[Camera, ...]:
     return tuple(found)
 
 
+def shifted_camera(camera: Camera, aside: float, turn: float) -> Camera:
+    """What a camera would be if the ego stood `aside` metres to the left and turned `turn` radians to the left round
+    the middle of its box: `carla.run.SHIFTED`."""
+    there, back, away = np.eye(4), np.eye(4), np.eye(4)
+    there[0, 3], back[0, 3] = AHEAD, -AHEAD
+    away[:3, :3], away[1, 3] = rotation_z(turn), aside
+    return replace(camera, name=run.SHIFTED, T_ego_cam=there @ away @ back @ camera.T_ego_cam)
+
+
 def carla_lidar() -> Lidar:
     """The LiDAR of a CARLA recording; its axes are the ego's."""
     low, high = np.radians(run.LIDAR_ELEVATION)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from automoe.carla.run import CAMERAS
+from automoe.carla.run import CAMERAS, SHIFTED
 from automoe.data import carla
 from automoe.data.carla_prepared import CarlaImages, TimeIndex
 from automoe.data.prepared import prepare
@@ -133,7 +133,9 @@ def test_only_the_cameras_that_are_asked_for_are_rendered(tmp_path: Path) -> Non
     with pytest.raises(WorldError, match="export with cameras"):
         export_carla(out, 1, 1, 0, seconds=1.0, size=SIZE, workers=1)
     for wrong in (["rear"], ["front", "roof"]):
-        with pytest.raises(WorldError, match="cameras are some of front, front_left, front_right, rear, front among"):
+        with pytest.raises(
+            WorldError, match="cameras are some of front, front_left, front_right, rear, front_shifted, front among"
+        ):
             export_carla(tmp_path / "other", 1, 1, 0, seconds=1.0, size=SIZE, cameras=wrong, workers=1)
 
 
@@ -153,3 +155,22 @@ def test_plans_that_make_no_sense_are_refused(tmp_path: Path, wrong: dict[str, f
             tmp_path, int(plan["runs"]), int(plan["val_runs"]), 0, seconds=plan["seconds"],
             save_every=int(plan["save_every"]),
         )  # fmt: skip
+
+
+def test_a_camera_that_stands_aside_is_rendered_and_told(tmp_path: Path) -> None:
+    out = tmp_path / "raw"
+    export_carla(out, 1, 1, 0, seconds=1.0, size=SIZE, cameras=["front", SHIFTED], workers=1)
+    run = carla.read_run(out / "run_000")
+    assert run.cameras == ("front", SHIFTED)
+    assert run.problems == ()
+    shift = np.array([step.shift for step in run.steps])
+    assert (np.abs(shift) <= [1.0, np.radians(5.0)]).all()
+    assert (shift.std(axis=0) > 0).all()
+    log = json.loads((out / "run_000" / "vehicle_log.json").read_bytes())
+    said = [[-record["camera_shift"]["y"], -np.radians(record["camera_shift"]["yaw"])] for record in log]
+    np.testing.assert_allclose(shift, said)
+    for step in run.steps:
+        front, aside = (carla.read_picture(run.image(camera, step)).astype(float) for camera in ("front", SHIFTED))
+        assert np.abs(front - aside).mean() > 1.0
+    info = prepare(out, "frames", "train", tmp_path / "train", options={"cameras": ["front", SHIFTED]}, workers=1)
+    np.testing.assert_allclose(TimeIndex.load(info.path).columns["shift"], shift)
