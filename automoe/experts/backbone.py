@@ -7,6 +7,8 @@ CPU; with `norm="batch"` it stays an ordinary, trainable batch norm (for a rando
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +47,23 @@ class Backbone(nn.Module):
             raise ConfigError(f"backbone norm is {norm!r}; it must be 'folded' or 'batch'.")
         self.name, self.norm = name, norm
         net = _create_features(name)
-        if pretrained:
-            _load_pretrained(net, name)
         strides = list(net.feature_info.reduction())
         missing = [s for s in out_strides if s not in strides]
         if missing:
             raise ConfigError(f"backbone {name} has no features of stride {missing[0]}; it offers {strides}.")
+        last = max(strides.index(s) for s in out_strides)
+        if last < len(strides) - 1:
+            net = _create_features(name, tuple(range(last + 1)))  # without the stages that nobody asks for
+        if pretrained:
+            _load_pretrained(net, name)
         if norm == "folded":
             fold_batch_norm(net)
         self.net = net.to(memory_format=torch.channels_last)
         self._picked = [strides.index(s) for s in out_strides]
         self.strides = tuple(out_strides)
         self.channels = tuple(net.feature_info.channels()[i] for i in self._picked)
+        self.in_bfloat16 = False
+        """Whether it computes in bfloat16: for networks that learn no more, where `machine.has_bfloat16` says so."""
         data = resolve_model_data_config(net)
         self.mean, self.std = tuple(data["mean"]), tuple(data["std"])
         _freeze(net, frozen_stages)
@@ -73,18 +80,25 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images: [B, 3, H, W], normalised. Returns one [B, C_s, H/s, W/s] map a stride, fine to coarse."""
-        features = self.net(images.contiguous(memory_format=torch.channels_last))
-        return [features[i] for i in self._picked]
+        with torch.autocast(images.device.type, torch.bfloat16) if self.in_bfloat16 else nullcontext():
+            features = self.net(images.contiguous(memory_format=torch.channels_last))
+        return [features[i].float() if self.in_bfloat16 else features[i] for i in self._picked]
 
 
-def _create_features(name: str) -> Any:
+def _create_features(name: str, out_indices: tuple[int, ...] | None = None) -> Any:
+    wanted: dict[str, Any] = {} if out_indices is None else {"out_indices": out_indices}
     try:
-        return timm.create_model(name, features_only=True, pretrained=False)
+        net: Any = timm.create_model(name, features_only=True, pretrained=False, **wanted)
     except RuntimeError as error:
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ConfigError(
             f"timm can't build backbone {name!r} ({error}); near names: {', '.join(near) or 'none'}."
         ) from error
+    # timm leaves the blocks after the last map in networks of the EfficientNet family, and computes them.
+    last = re.match(r"blocks\.(\d+)", net.feature_info.module_name()[-1])
+    if last and isinstance(getattr(net, "blocks", None), nn.Sequential):
+        net.blocks = net.blocks[: int(last[1]) + 1]
+    return net
 
 
 def _load_pretrained(net: nn.Module, name: str) -> None:

@@ -89,6 +89,16 @@ class DenseExpert(ImageExpert):
             "token_positions": positions.expand(len(images), -1, -1),
         }
 
+    def driving_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """A token for each cell of the coarsest map: its features, and the mean probability of each class in the four
+        quarters of the cell."""
+        outputs = self(self.normalise(images))
+        shares = outputs["logits"].softmax(dim=1)
+        rows, columns = images.shape[-2] // 32, images.shape[-1] // 32
+        quarters = F.adaptive_avg_pool2d(shares, (2 * rows, 2 * columns))
+        each = F.pixel_unshuffle(quarters, 2).flatten(2).transpose(1, 2)
+        return torch.cat([outputs["tokens"], each], dim=-1), outputs["token_positions"]
+
     def make_criterion(self, reduce_count: CountReducer) -> DenseCriterion:
         return DenseCriterion(self.config, reduce_count)
 

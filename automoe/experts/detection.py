@@ -148,6 +148,12 @@ class DetectionExpert(ImageExpert):
             out["denoising_boxes"] = decoded.references[:, :, count:]
         return out
 
+    def driving_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """A token a query: its state, its classes' probabilities, and the width and height of its box."""
+        outputs = self(self.normalise(images))
+        boxes = outputs["boxes"][-1]
+        return torch.cat([outputs["tokens"], outputs["logits"][-1].sigmoid(), boxes[..., 2:]], dim=-1), boxes[..., :2]
+
     def make_criterion(self, reduce_count: CountReducer) -> DetectionCriterion:
         return DetectionCriterion(self.config, reduce_count)
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from automoe.experts.backbone import Backbone
+
 CountReducer = Callable[[int], float]
 """Turns this process's count (of boxes, of pixels) into the mean over all processes, as if there were one at least:
 losses are divided by it."""
@@ -66,6 +68,7 @@ class ImageExpert(Expert):
     """An expert on single images."""
 
     inputs = ("image", "transform", "orig_size")
+    backbone: Backbone
     mean: Tensor
     std: Tensor
 
@@ -91,6 +94,11 @@ class ImageExpert(Expert):
 
         images: uint8 [B, 3, H, W]; transform: [B, 2, 3] raw pixel -> network pixel; orig_size: [B, 2] height, width.
         """
+
+    @abstractmethod
+    def driving_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What a policy is given of uint8 images [B, 3, H, W] RGB: features [B, T, D], what is there and how sure the
+        expert is, and positions [B, T, 2], x and y in [0, 1] of the input. T and D are the same for every image."""
 
     def predict_batch(self, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
         return self.predict(batch["image"], batch["transform"], batch["orig_size"])

@@ -43,7 +43,7 @@ class TrainedExpert:
         if not isinstance(self.model, ImageExpert):
             raise CheckpointError(f"{self.path} is a {self.model.kind} expert, which needs more than pictures.")
         matrices = [self.transform.matrix(*image.shape[:2]) for image in images]
-        inputs = np.stack([_to_input(image, m, self.size) for image, m in zip(images, matrices)])
+        inputs = np.stack([network_input(image, m, self.size) for image, m in zip(images, matrices)])
         return self.model.predict(
             torch.from_numpy(inputs).permute(0, 3, 1, 2).to(self.device),
             torch.from_numpy(np.stack(matrices)).float().to(self.device),
@@ -51,7 +51,7 @@ class TrainedExpert:
         )
 
 
-def _to_input(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def network_input(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A raw picture as the network's input, halved first while it is more than twice too large: bilinear sampling
     alone would skip pixels, and training saw JPEGs that were decoded at such a reduced size."""
     scale = float(np.abs(matrix[:, :2]).max())

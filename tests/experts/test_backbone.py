@@ -105,5 +105,5 @@ def test_pretrained_weights_fit_models_whose_features_are_flattened(monkeypatch:
     monkeypatch.setattr(timm, "create_model", from_the_hub)
     net = Backbone("test_convnext", norm="batch", out_strides=(4, 8)).net
     assert any(key.startswith("stages_0") for key in net.state_dict())
-    assert len(made) == 2
+    assert len(made) == 3  # the whole, that up to the last map, and one with weights
     assert all(torch.equal(value, made[1].state_dict()[key]) for key, value in net.state_dict().items())

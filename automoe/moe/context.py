@@ -1,0 +1,114 @@
+"""What is known before any expert has looked: the car's own state, the route, and a cheap look at the picture.
+
+It is all that the gate may choose by, and the path that runs whatever the gate chooses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from automoe.data.sequences import AMBIENT, ROUTE_POINTS, ObservationBatch
+from automoe.errors import ConfigError
+from automoe.experts.backbone import Backbone
+from automoe.experts.pyramid import grid_tokens, position_encoding
+from automoe.taxonomy import CARLA_COMMANDS
+
+SPEED_SCALE, ROUTE_SCALE, ROUTE_FARTHEST = 10.0, 20.0, 60.0
+"""m/s and metres that become 1, and metres beyond which a point of the route is as far as it gets."""
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    """The stem and what is done to the car's state.
+
+    size: of the stem's pictures, height and width. stride: of its only map. speed_dropout: how often, in training, the
+    car's motion is hidden: a policy that sees how fast it is learns to go on like that. ambient: whether rain and
+    darkness are told. blind: whether there is no stem: the car's state and the route are all that is known.
+    """
+
+    backbone: str = "tf_efficientnet_lite0"
+    norm: str = "folded"
+    size: tuple[int, int] = (96, 128)
+    stride: int = 16
+    frozen_stages: int = 2
+    speed_dropout: float = 0.3
+    ambient: bool = True
+    blind: bool = False
+
+    def __post_init__(self) -> None:
+        if self.stride not in (8, 16, 32) or any(side <= 0 or side % self.stride for side in self.size):
+            raise ConfigError(
+                f"context.size is {list(self.size)}; give multiples of the stride {self.stride} (8, 16 or 32)."
+            )
+        if not 0.0 <= self.speed_dropout < 1.0:
+            raise ConfigError(f"context.speed_dropout is {self.speed_dropout}; give a share from 0 to below 1.")
+
+
+class Context(NamedTuple):
+    """vector [B, D]: everything in one; tokens [B, S, D]: the stem's map and, last, the car's state."""
+
+    vector: Tensor
+    tokens: Tensor
+
+
+class ContextEncoder(nn.Module):
+    """Observations to a `Context` of width `dim`; past: earlier moments whose motion is known."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ContextConfig, dim: int, past: int, *, pretrained: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        if not config.blind:
+            self.stem = Backbone(
+                config.backbone, pretrained=pretrained, norm=config.norm, frozen_stages=config.frozen_stages,
+                out_strides=(config.stride,),
+            )  # fmt: skip
+            mean, std = (torch.tensor(value).view(1, 3, 1, 1) * 255 for value in (self.stem.mean, self.stem.std))
+            self.register_buffer("mean", mean, persistent=False)
+            self.register_buffer("std", std, persistent=False)
+            self.project = nn.Linear(self.stem.channels[0], dim)
+            self.position = nn.Linear(dim, dim)
+            self.glance = nn.Linear(self.stem.channels[0], dim)
+        self.command = nn.Embedding(len(CARLA_COMMANDS) + 1, dim)  # the last one: nobody said
+        told = 4 * (past + 1) + 3 * ROUTE_POINTS + 2 * len(AMBIENT)
+        self.state = nn.Sequential(nn.Linear(told, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.join = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, observation: ObservationBatch) -> Context:
+        command = observation.command.clamp(min=-1) % self.command.num_embeddings
+        state = self.state(self._numbers(observation)) + self.command(command)
+        if self.config.blind:
+            vector = self.join(state)
+            return Context(vector, vector[:, None])
+        (feature_map,) = self.stem((observation.image.float() - self.mean) / self.std)
+        cells, positions = grid_tokens(feature_map)
+        spots = self.position(position_encoding(positions, self.project.out_features))
+        vector = self.join(state + self.glance(feature_map.mean(dim=(2, 3))))
+        return Context(vector, torch.cat([self.project(cells) + spots, vector[:, None]], dim=1))
+
+    def _numbers(self, observation: ObservationBatch) -> Tensor:
+        """The car's state, each number with whether it is known: [B, N]."""
+        motion = observation.motion / observation.motion.new_tensor([SPEED_SCALE, 1.0])
+        if self.training and self.config.speed_dropout > 0.0:
+            hidden = torch.rand(len(motion), 1, 1, device=motion.device) < self.config.speed_dropout
+            motion = motion.masked_fill(hidden, float("nan"))
+        route = observation.route
+        distance = route.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        route = route * (ROUTE_FARTHEST / distance).clamp(max=1.0) / ROUTE_SCALE
+        ambient = observation.ambient if self.config.ambient else torch.full_like(observation.ambient, float("nan"))
+        return torch.cat(
+            [_with_known(motion.flatten(1)), route.nan_to_num(0.0).flatten(1), route[..., 0].isfinite().float(),
+             _with_known(ambient)],
+            dim=1,
+        )  # fmt: skip
+
+
+def _with_known(values: Tensor) -> Tensor:
+    """[B, N] with 0 for NaN, and beside them which are known: [B, 2 N]."""
+    return torch.cat([values.nan_to_num(0.0), values.isfinite().to(values.dtype)], dim=1)

@@ -1,0 +1,106 @@
+"""The gate: which experts a moment is worth, said before any of them has looked.
+
+Experts here differ in kind and are frozen: there is nothing that equal use would train better. So the balance loss is
+weak by default and what an expert is worth is measured instead (`utility`): the gate is taught by how much the planning
+loss falls when each expert is heard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from automoe.errors import ConfigError
+
+SUPERVISION = ("none", "utility")
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """top_k: experts that run at a moment. temperature: of the softmax over them; below 1 it is more decided.
+    balance_weight: of the Switch loss that spreads use. supervision: `utility` teaches the gate the measured loss
+    reductions, `none` leaves it to the planning loss. utility_weight, utility_temperature: of that lesson; a loss
+    difference of the temperature makes an expert e times as likely. explore: share of training moments at which
+    experts, from none to all, are drawn at random instead, so that the planner learns to hear any of them.
+    """
+
+    top_k: int = 2
+    temperature: float = 1.0
+    balance_weight: float = 0.0
+    supervision: str = "utility"
+    utility_weight: float = 1.0
+    utility_temperature: float = 0.05
+    explore: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.supervision not in SUPERVISION:
+            raise ConfigError(f"gate.supervision is {self.supervision!r}; choose one of {', '.join(SUPERVISION)}.")
+        if not self.temperature > 0 or not self.utility_temperature > 0:
+            raise ConfigError("gate.temperature and gate.utility_temperature must be numbers above 0.")
+        if self.top_k < 1 or not 0.0 <= self.explore <= 1.0:
+            raise ConfigError("gate.top_k must be 1 or more, and gate.explore lie between 0 and 1.")
+
+
+class Routing(NamedTuple):
+    """Of B moments and E experts: logits and probabilities [B, E], chosen bool [B, E], weights [B, E], the chosen
+    ones' share of each other, 0 for the others."""
+
+    logits: Tensor
+    probabilities: Tensor
+    chosen: Tensor
+    weights: Tensor
+
+
+class Gate(nn.Module):
+    """Context vectors [B, D] to a `Routing`. Everything is computed in float32: close calls must not be rounding."""
+
+    def __init__(self, config: GateConfig, dim: int, experts: int) -> None:
+        super().__init__()
+        if config.top_k > experts:
+            raise ConfigError(f"gate.top_k is {config.top_k}, and there are {experts} experts.")
+        self.config = config
+        self.score = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, experts))
+
+    def forward(self, context: Tensor, chosen: Tensor | None = None) -> Routing:
+        """chosen: bool [B, E], to hear those experts instead of the best ones."""
+        with torch.autocast(context.device.type, enabled=False):
+            logits = self.score(context.float())
+        return self.route(logits, chosen)
+
+    def route(self, logits: Tensor, chosen: Tensor | None = None) -> Routing:
+        """What follows from logits [B, E]."""
+        scaled = logits / self.config.temperature
+        if chosen is None:
+            best = scaled.topk(self.config.top_k, dim=-1).indices
+            chosen = torch.zeros_like(scaled, dtype=torch.bool).scatter(-1, best, True)
+        # Where nobody is heard there are no weights, and the softmax over nothing would be NaN.
+        weights = scaled.masked_fill(~chosen, -torch.inf).softmax(dim=-1).nan_to_num(0.0)
+        return Routing(logits, scaled.softmax(dim=-1), chosen, weights)
+
+
+def balance_loss(routing: Routing) -> Tensor:
+    """Switch Transformer's: E times the sum over experts of the share of choices that fell on each times its mean
+    probability. 1 for even use, E where one expert has everything."""
+    share = routing.chosen.float().mean(dim=0)
+    share = share / share.sum().clamp(min=1e-9)
+    return len(share) * (share * routing.probabilities.mean(dim=0)).sum()
+
+
+def utility_loss(logits: Tensor, utility: Tensor, temperature: float) -> Tensor:
+    """Cross entropy of the gate's logits [B, E] to the softmax of what each expert is worth [B, E], in units of the
+    loss; lower where better experts get higher logits."""
+    wanted = (utility.float() / temperature).softmax(dim=-1)
+    return F.cross_entropy(logits.float(), wanted)
+
+
+def random_choice(
+    count: int, experts: int, most: int, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """For each of `count` moments from none to `most` experts, drawn evenly: bool [count, E]."""
+    order = torch.rand(count, experts, device=device, generator=generator).argsort(dim=-1).argsort(dim=-1)
+    number = torch.randint(0, most + 1, (count, 1), device=device, generator=generator)
+    return order < number

@@ -1,0 +1,131 @@
+"""The assembled model: context, then the gate, then the experts that it chose, then the planner.
+
+One module and one state dict, experts included: a checkpoint drives with nothing else at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from automoe.config import from_dict
+from automoe.data.sequences import ObservationBatch, SequenceConfig
+from automoe.errors import ConfigError
+from automoe.experts.pyramid import position_encoding
+from automoe.moe.context import Context, ContextConfig, ContextEncoder
+from automoe.moe.gate import Gate, GateConfig, Routing
+from automoe.moe.planner import Plan, Planner, PlannerConfig
+from automoe.moe.routers import Router
+from automoe.moe.tokens import ExpertSpec, FrozenExpert, LiveTokens, TokenSource
+
+
+@dataclass(frozen=True)
+class DrivingConfig:
+    """Everything that decides the model's shape; experts by name, none for a policy without them."""
+
+    experts: dict[str, ExpertSpec] = field(default_factory=dict)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any], where: str = "model") -> DrivingConfig:
+        """From a checkpoint's or a config's plain values. Raises ConfigError."""
+        experts = {
+            name: from_dict(ExpertSpec, dict(spec), f"{where}.experts.{name}")
+            for name, spec in dict(plain.get("experts", {})).items()
+        }
+        rest = {key: value for key, value in plain.items() if key != "experts"}
+        return cls(experts, **{name: getattr(from_dict(_Shape, rest, where), name) for name in rest})
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON and checkpoints have it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    context: ContextConfig = field(default_factory=ContextConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
+
+
+class Adapter(nn.Module):
+    """An expert's tokens in the planner's width, with where they speak of and who speaks."""
+
+    def __init__(self, features: int, dim: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, dim))
+        self.position = nn.Linear(dim, dim)
+        self.speaker = nn.Parameter(torch.zeros(dim))
+        self.dim = dim
+
+    def forward(self, features: Tensor, positions: Tensor) -> Tensor:
+        """features [B, T, F] and positions [B, T, 2] to [B, T, D]."""
+        return self.features(features) + self.position(position_encoding(positions, self.dim)) + self.speaker
+
+
+class DrivingModel(nn.Module):
+    """Observations to a plan. Experts that the gate doesn't choose are not asked: per moment, in training and in use.
+
+    experts: frozen ones, by the config's names; built without weights, to be loaded, if not given.
+    """
+
+    def __init__(
+        self, config: DrivingConfig, experts: Mapping[str, FrozenExpert] | None = None, *, pretrained: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config
+        built = {name: FrozenExpert(spec) for name, spec in config.experts.items()} if experts is None else experts
+        if list(built) != list(config.experts):
+            raise ConfigError(f"experts are {', '.join(built)}, where the config names {', '.join(config.experts)}.")
+        self.names = tuple(config.experts)
+        self.experts = nn.ModuleDict(built)
+        dim = config.planner.dim
+        self.context = ContextEncoder(config.context, dim, config.sequence.past, pretrained=pretrained)
+        self.adapters = nn.ModuleDict({name: Adapter(expert.dim(), dim) for name, expert in built.items()})
+        self.gate = Gate(config.gate, dim, len(self.names)) if self.names else None
+        self.planner = Planner(config.planner, config.sequence)
+
+    def forward(
+        self, observation: ObservationBatch, source: TokenSource | None = None, router: Router | None = None
+    ) -> tuple[Plan, Routing | None]:
+        """source: who knows the experts' tokens of the observation's pictures; the model's own experts if not given.
+        router: who decides which experts are heard; the model's gate if not given."""
+        return self.decide(self.context(observation), observation.pictures, source, router)
+
+    def decide(
+        self, context: Context, pictures: list[Any], source: TokenSource | None = None, router: Router | None = None
+    ) -> tuple[Plan, Routing | None]:
+        """What follows from a context, whatever else is made of it; arguments as of `forward`."""
+        if self.gate is None:
+            return self.planner(context.vector, context.tokens), None
+        routing = self.gate(context.vector) if router is None else router(self.gate, context.vector)
+        heard = self.hear(pictures, routing, source or LiveTokens(self.experts))
+        rows = [torch.cat([own, *parts]) for own, parts in zip(context.tokens, heard)]
+        count = torch.tensor([len(row) for row in rows], device=context.tokens.device)
+        tokens = pad_sequence(rows, batch_first=True)
+        absent = torch.arange(tokens.shape[1], device=tokens.device) >= count[:, None]
+        return self.planner(context.vector, tokens, absent), routing
+
+    def hear(self, pictures: list[Any], routing: Routing, source: TokenSource) -> list[list[Tensor]]:
+        """For each of B moments the tokens [T, D] of the experts that were chosen for it, as loud as their weights."""
+        heard: list[list[Tensor]] = [[] for _ in pictures]
+        for place, name in enumerate(self.names):
+            (rows,) = routing.chosen[:, place].nonzero(as_tuple=True)
+            if not len(rows):
+                continue
+            tokens = source(name, [pictures[row] for row in rows.tolist()])
+            # A weight is the share among those that were chosen: 1 on average.
+            loudness = routing.weights[rows, place] * routing.chosen[rows].sum(dim=1)
+            adapted = self.adapters[name](tokens.features, tokens.positions) * loudness[:, None, None]
+            for row, own in zip(rows.tolist(), adapted):
+                heard[row].append(own)
+        return heard

@@ -1,0 +1,79 @@
+"""Who decides which experts are heard: the gate as it was trained, or something to compare it with.
+
+A router turns the gate and context vectors [B, D] into a `Routing`; a model takes one in place of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from automoe.errors import ConfigError
+from automoe.moe.gate import Gate, Routing
+
+Router = Callable[[Gate, Tensor], Routing]
+
+
+def learned(top_k: int | None = None) -> Router:
+    """The gate's own choice; top_k: of so many experts instead of as many as it was trained for."""
+
+    def router(gate: Gate, context: Tensor) -> Routing:
+        routing = gate(context)
+        if top_k is None or top_k == gate.config.top_k:
+            return routing
+        best = routing.logits.topk(min(top_k, routing.logits.shape[1]), dim=-1).indices
+        return gate.route(routing.logits, torch.zeros_like(routing.chosen).scatter(-1, best, True))
+
+    return router
+
+
+def given(chosen: Tensor) -> Router:
+    """Those that `chosen`, bool [B, E], says, as loud as the gate would have them."""
+    return lambda gate, context: gate(context, chosen)
+
+
+def fixed(names: Sequence[str], experts: Sequence[str]) -> Router:
+    """Always the experts of those names. Raises ConfigError for one that isn't there."""
+    unknown = [name for name in names if name not in experts]
+    if unknown:
+        raise ConfigError(f"there is no expert {unknown[0]!r}; there are {', '.join(experts) or 'none'}.")
+    always = torch.tensor([name in names for name in experts])
+    return lambda gate, context: gate(context, always.to(context.device).expand(len(context), -1))
+
+
+def uniform() -> Router:
+    """All experts, equally loud: no gate at all."""
+
+    def router(gate: Gate, context: Tensor) -> Routing:
+        logits = torch.zeros_like(gate(context).logits)
+        return gate.route(logits, torch.ones_like(logits, dtype=torch.bool))
+
+    return router
+
+
+def named(said: str, experts: Sequence[str], seed: int = 0) -> Router:
+    """A router by what a person says: `gate`, `gate:1` (its best one), `uniform`, `random:2`, or the names of experts
+    joined by `+`. Raises ConfigError for anything else."""
+    kind, _, number = said.partition(":")
+    if kind == "uniform" and not number:
+        return uniform()
+    if kind in ("gate", "random") and (number.isdigit() or not number):
+        count = int(number) if number else None
+        if count is not None and not 1 <= count <= len(experts):
+            raise ConfigError(f"{said!r} asks for {count} of {len(experts)} experts.")
+        return learned(count) if kind == "gate" else drawn(count or 1, seed)
+    return fixed(said.split("+"), experts)
+
+
+def drawn(top_k: int, seed: int) -> Router:
+    """So many experts, drawn anew at every moment; the same ones for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def router(gate: Gate, context: Tensor) -> Routing:
+        logits = torch.zeros_like(gate(context).logits)
+        best = torch.rand(logits.shape, generator=generator).to(logits.device).topk(top_k, dim=-1).indices
+        return gate.route(logits, torch.zeros_like(logits, dtype=torch.bool).scatter(-1, best, True))
+
+    return router

@@ -1,0 +1,110 @@
+"""The planner's outputs and losses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from automoe.data.sequences import SequenceConfig, TargetsBatch
+from automoe.errors import ConfigError
+from automoe.moe.planner import Plan, Planner, PlannerConfig, planning_losses, two_hot
+
+SEQUENCE = SequenceConfig(path_metres=5, waypoint_seconds=(1.0, 2.0))
+
+
+def targets(count: int, **more: torch.Tensor) -> TargetsBatch:
+    ahead = torch.arange(1.0, 6.0)
+    path = torch.stack([ahead, torch.zeros(5)], dim=1).expand(count, -1, -1)
+    given = {
+        "path": path,
+        "path_known": torch.ones(count, 5, dtype=torch.bool),
+        "waypoints": torch.ones(count, 2, 2),
+        "waypoints_known": torch.ones(count, 2, dtype=torch.bool),
+        "speed": torch.full((count,), 3.0),
+        "control": torch.zeros(count, 3),
+        "light": torch.zeros(count, dtype=torch.int64),
+    }
+    return TargetsBatch(**{**given, **more})
+
+
+def test_a_speed_is_shared_by_the_two_classes_that_it_lies_between() -> None:
+    classes = torch.tensor([0.0, 2.0, 4.0, 8.0])
+    weights = two_hot(torch.tensor([0.0, 0.5, 4.0, 7.0, 99.0]), classes)
+    expected = [[1, 0, 0, 0], [0.75, 0.25, 0, 0], [0, 0, 1, 0], [0, 0, 0.25, 0.75], [0, 0, 0, 1]]
+    torch.testing.assert_close(weights, torch.tensor(expected))
+    torch.testing.assert_close((weights @ classes)[:4], torch.tensor([0.0, 0.5, 4.0, 7.0]))
+
+
+def test_absent_tokens_change_nothing() -> None:
+    planner = Planner(PlannerConfig(dim=32, heads=2), SEQUENCE).eval()
+    context, tokens = torch.randn(2, 32), torch.randn(2, 6, 32)
+    absent = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
+    plan = planner(context, tokens, absent)
+    assert plan.path.shape == (2, 5, 2)
+    assert plan.waypoints.shape == (2, 2, 2)
+    changed = tokens.clone()
+    changed[1, 4:] += 100.0
+    again = planner(context, changed, absent)
+    torch.testing.assert_close(again.path, plan.path)
+    torch.testing.assert_close(again.speed, plan.speed)
+    changed[1, 3] += 1.0
+    assert not torch.allclose(planner(context, changed, absent).path[1], plan.path[1])
+
+
+def test_what_is_not_known_teaches_nothing() -> None:
+    planner = Planner(PlannerConfig(dim=32, heads=2), SEQUENCE)
+    plan = planner(torch.randn(2, 32), torch.randn(2, 3, 32))
+    whole = planning_losses(plan, targets(2), planner)
+    none = torch.zeros(2, dtype=torch.bool)
+    unknown = targets(
+        2,
+        path_known=torch.stack([torch.ones(5), torch.zeros(5)]).bool(),
+        waypoints_known=torch.stack([torch.ones(2), torch.zeros(2)]).bool(),
+        speed=torch.tensor([3.0, float("nan")]),
+        light=torch.tensor([0, -1]),
+    )
+    losses = planning_losses(plan, unknown, planner)
+    for key in ("path", "waypoints", "speed", "light", "loss"):
+        torch.testing.assert_close(losses[key][0], whole[key][0])
+        assert losses[key][1] == 0.0
+    assert not none.any()
+    assert losses["loss"].isfinite().all()
+
+
+def test_every_loss_falls_towards_its_target() -> None:
+    planner = Planner(PlannerConfig(dim=32, heads=2), SEQUENCE)
+    wanted = targets(1)
+    logits = torch.full((1, len(planner.config.speeds)), -20.0)
+    logits[0, 2:4] = 0.0  # half of 2 m/s and half of 4 m/s are 3 m/s
+    light = torch.full((1, 4), -20.0)
+    light[0, 0] = 20.0
+    right = Plan(wanted.path, wanted.waypoints, logits, torch.tensor([3.0]), light)
+    wrong = Plan(wanted.path + 1.0, wanted.waypoints - 1.0, -logits, torch.tensor([0.0]), -light)
+    best, worst = planning_losses(right, wanted, planner), planning_losses(wrong, wanted, planner)
+    assert best["path"] == 0.0
+    assert best["waypoints"] == 0.0
+    for key in best:
+        assert best[key] < worst[key]
+
+
+def test_a_few_steps_of_training_learn_a_plan() -> None:
+    torch.manual_seed(0)
+    planner = Planner(PlannerConfig(dim=32, heads=2, dropout=0.0), SEQUENCE)
+    context, tokens = torch.randn(4, 32), torch.randn(4, 6, 32)
+    wanted = targets(4, path=torch.randn(4, 5, 2).cumsum(1), speed=torch.tensor([0.0, 1.0, 5.0, 9.0]))
+    optimizer = torch.optim.AdamW(planner.parameters(), 3e-3)
+    for _ in range(300):
+        loss = planning_losses(planner(context, tokens), wanted, planner)["loss"].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    plan = planner(context, tokens)
+    assert (plan.path - wanted.path).abs().mean() < 0.3
+    assert (plan.speed - wanted.speed).abs().max() < 0.5
+
+
+def test_settings_are_checked_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"planner\.speeds"):
+        PlannerConfig(speeds=(1.0, 2.0))
+    with pytest.raises(ConfigError, match=r"planner\.dim"):
+        PlannerConfig(dim=30)
