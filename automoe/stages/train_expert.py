@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from automoe.config import from_dict, profile_path, project_root, read_json
-from automoe.data.prepared import PreparedInfo, ensure_prepared, progress_bar
+from automoe.data.prepared import PreparedInfo, ensure_prepared
 from automoe.engine.config import EngineConfig
 from automoe.engine.distributed import Distributed, setup
 from automoe.engine.loader import evaluation_loader
@@ -26,6 +26,7 @@ from automoe.errors import ConfigError
 from automoe.experts.evaluation import evaluate_expert
 from automoe.experts.expert import Expert, ExpertStep
 from automoe.experts.registry import build_expert
+from automoe.progress import progress_bar
 from automoe.stages.entry import command_line
 
 COARSEST_STRIDE = 32
@@ -202,7 +203,7 @@ def train_expert(stage: ExpertStage[Any], data_root: Path | None, flags: TrainFl
     run_name = flags.run_name or default_run_name(flags)
     run_dir = output_root / "models" / "checkpoints" / stage.component / run_name
     root = data_root or project_root() / stage.default_root
-    asked = what_is_asked(stage, root, flags)
+    asked = what_is_asked(stage.config_type, stage.component, root, flags)
     with setup(flags.device) as dist:
         if (done := finished_before(run_dir, root, asked, flags)) is not None:
             dist.say(f"Already finished, and what it was made from is gone: {run_dir / 'best.pth'} is kept.")
@@ -243,9 +244,9 @@ _FREE_FLAGS = ("run_name", "output_root", "prepared_dir", "device", "resume", "n
 """Flags that change nothing of what is learnt."""
 
 
-def what_is_asked(stage: ExpertStage[Any], root: Path, flags: TrainFlags) -> dict[str, Any]:
+def what_is_asked(config_type: type[StageConfig], component: str, root: Path, flags: TrainFlags) -> dict[str, Any]:
     """What a command asks for, as plain values: the config, the flags and the data. Two equal ones ask for one run."""
-    config = load_stage_config(stage.config_type, stage.component, flags)
+    config = load_stage_config(config_type, component, flags)
     own = {key: value for key, value in asdict(flags).items() if key not in _FREE_FLAGS}
     own["config"] = {**asdict(config), "engine": {k: v for k, v in config.engine.items() if k not in _FREE_FLAGS}}
     return json.loads(json.dumps({**own, "data_root": str(root.resolve())}, default=str))

@@ -1,0 +1,173 @@
+"""What a gate does and what it is worth, open loop: who is used when, and the planning error under other routers.
+
+All arms share one planner, which was trained with random sets of experts beside the gate's own choice: none was trained
+anew for an arm. The fixed pair is chosen on the training set.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from automoe.data.carla_prepared import TASK
+from automoe.data.sequences import CarlaSequences, collate
+from automoe.engine.distributed import Distributed
+from automoe.engine.loader import evaluation_loader, to_device
+from automoe.files import write_text
+from automoe.moe.cache import CachedTokens, TokenCache
+from automoe.moe.checkpoint import TrainedDriver
+from automoe.moe.model import DrivingModel
+from automoe.moe.planner import Plan, planning_losses
+from automoe.moe.routers import Router, drawn, fixed, learned, uniform
+from automoe.moe.tokens import TokenSource
+from automoe.stages.planning import METRIC, PlanningScores, fill_cache, planning_words
+from automoe.stages.train_expert import prepare_splits
+from automoe.taxonomy import CARLA_COMMANDS
+
+SPEED_BINS = (0.5, 3.0, 6.0)
+"""m/s that part standing, slow, usual and fast."""
+
+COLLAPSED = 0.95
+"""Of all choices: a gate that gives one set of experts more than that has learnt nothing of the moment."""
+
+
+def arms_of(model: DrivingModel) -> dict[str, Router]:
+    """The routers that a gate is compared with, by name: its own choice with other k, every expert alone, every pair,
+    all without a gate, and chance."""
+    names, own = model.names, model.config.gate.top_k
+    arms: dict[str, Router] = {f"learned top-{k}": learned(k) for k in sorted({1, own, len(names)})}
+    arms |= {name: fixed([name], names) for name in names}
+    arms |= {f"{a}+{b}": fixed([a, b], names) for a, b in itertools.combinations(names, 2)}
+    return {**arms, "uniform": uniform(), f"random {own}": drawn(own, 0)}
+
+
+class ArmScores:
+    """Per arm: errors, and the planning loss of every sample, [N]."""
+
+    def __init__(self, model: DrivingModel, times: Sequence[float]) -> None:
+        self.arms = arms_of(model)
+        self.scores = {name: PlanningScores(times) for name in self.arms}
+        self.losses: dict[str, list[float]] = {name: [] for name in self.arms}
+        self.choices: list[list[bool]] = []
+        self.probabilities: list[list[float]] = []
+
+    @torch.no_grad()
+    def add(self, model: DrivingModel, source: TokenSource, batch: Mapping[str, Any]) -> None:
+        """A batch under every arm."""
+        for name, router in self.arms.items():
+            plan, routing = model(batch["observation"], source, router)
+            self.scores[name].add(plan, batch["targets"], None)
+            self.losses[name] += _losses(model, plan, batch)
+            if name == f"learned top-{model.config.gate.top_k}":
+                self.choices += routing.chosen.tolist()
+                self.probabilities += routing.probabilities.tolist()
+
+
+def _losses(model: DrivingModel, plan: Plan, batch: Mapping[str, Any]) -> list[float]:
+    loss: Tensor = planning_losses(plan, batch["targets"], model.planner)["loss"]
+    return loss.tolist()
+
+
+def score_arms(
+    model: DrivingModel, source: TokenSource, dataset: CarlaSequences, dist: Distributed, batch_size: int = 32
+) -> ArmScores:
+    """Every arm over a data set."""
+    size = model.config.context.size
+    loader = evaluation_loader(dataset, partial(collate, size=size), batch_size, dist, num_workers=0)
+    scores = ArmScores(model, dataset.config.waypoint_seconds)
+    model.eval()
+    for batch in loader:
+        scores.add(model, source, to_device(batch, dist.device))
+    return scores
+
+
+def usage(dataset: CarlaSequences, choices: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Share of moments in which each expert runs, by weather, time of day, command and speed."""
+    rows = dataset.rows
+    words = dataset.times.words
+    speed = dataset.times.columns["speed"][rows]
+    bins = ["standing", "slow", "usual", "fast"]
+    groups = {
+        "weather": words["weather"][rows],
+        "time of day": words["timeofday"][rows],
+        "command": np.array([(*CARLA_COMMANDS, "unknown")[int(c)] for c in dataset.times.columns["command"][rows]]),
+        "speed": np.array([bins[int(place)] for place in np.digitize(speed, SPEED_BINS)]),
+        "light": np.array([word or "none" for word in words["light"][rows].tolist()]),
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for group, values in groups.items():
+        for value in sorted(set(values.tolist())):
+            mine = values == value
+            shares = dict(zip(names, choices[mine].mean(axis=0).round(4).tolist()))
+            found[f"{group}/{value}"] = {"moments": int(mine.sum()), **shares}
+    return found
+
+
+def report_gate(
+    driver: TrainedDriver,
+    root: Path,
+    out: Path,
+    dist: Distributed,
+    *,
+    limit: int | None = None,
+    cache: Path | None = None,
+) -> dict[str, Any]:
+    """Score a gating checkpoint's arms on the validation set and choose the fixed pair on the training set; write
+    `out` (JSON) and return its content."""
+    model = driver.model
+    train_info, val_info = prepare_splits(root, TASK, None, dist)
+    config = model.config.sequence
+    train = CarlaSequences(train_info.path, config, limit=limit)
+    val = CarlaSequences(val_info.path, config, limit=limit)
+    tokens = TokenCache(cache or root / "tokens")
+    digests = fill_cache(tokens, dict(model.experts.items()), [train, val], dist)  # type: ignore[arg-type]
+    source = CachedTokens(tokens, digests, dist.device)
+    seen, known = score_arms(model, source, val, dist), score_arms(model, source, train, dist)
+    pairs = [name for name in seen.arms if "+" in name]
+    singles = list(model.names)
+    mean = {name: float(np.mean(losses)) for name, losses in known.losses.items()}
+    best_pair = min(pairs, key=lambda name: mean[name], default=None)
+    best_single = min(singles, key=lambda name: mean[name])
+    errors = {name: scores.compute() for name, scores in seen.scores.items()}
+    oracle = np.min([seen.losses[name] for name in pairs or singles], axis=0)
+    probabilities = np.array(seen.probabilities)
+    entropy = float(-(probabilities * np.log(probabilities.clip(1e-9))).sum(axis=1).mean())
+    choices = np.array(seen.choices)
+    _, counts = np.unique(choices, axis=0, return_counts=True)
+    said = {
+        "checkpoint": str(driver.path),
+        "experts": list(model.names),
+        "top_k": model.config.gate.top_k,
+        "weather in the context": model.config.context.ambient,
+        "planner": "one for all arms, trained on the gate's choice and on random sets of experts; none trained anew",
+        "errors": errors,
+        "loss": {name: float(np.mean(losses)) for name, losses in seen.losses.items()},
+        "oracle pair loss": float(oracle.mean()),
+        "best single": best_single,
+        "best fixed pair": best_pair,
+        "use": dict(zip(model.names, choices.mean(axis=0).round(4).tolist())),
+        "usage": usage(val, choices, model.names),
+        "entropy": entropy,
+        "largest share of one set": float(counts.max() / counts.sum()),
+        "collapsed": bool(counts.max() / counts.sum() > COLLAPSED),
+    }
+    write_text(out, json.dumps(said, indent=1) + "\n")
+    return said
+
+
+def arm_table(said: Mapping[str, Any]) -> str:
+    """The arms as text, the best planning error first."""
+    lines = []
+    for name, errors in sorted(said["errors"].items(), key=lambda item: item[1][METRIC] or 0.0):
+        mark = {said["best single"]: " (best single)", said["best fixed pair"]: " (best fixed pair)"}.get(name, "")
+        lines.append(f"{name + mark:<48} loss {said['loss'][name]:.3f}  {planning_words(errors)}")
+    lines.append(f"{'oracle pair':<48} loss {said['oracle pair loss']:.3f}")
+    return "\n".join(lines)

@@ -1,0 +1,317 @@
+"""Training what drives: a policy on its own, or gate, adapters and planner on frozen experts.
+
+Both are one model (`moe.model.DrivingModel`) and one path from flags to a `best.pth` that drives with nothing else at
+hand: experts, camera rig and config are in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from automoe.config import from_dict
+from automoe.data.carla_prepared import TASK
+from automoe.data.images import decode_jpeg
+from automoe.data.sequences import CarlaSequences, SequenceConfig, collate, picture_key
+from automoe.engine.config import EngineConfig
+from automoe.engine.distributed import Distributed
+from automoe.engine.loader import evaluation_loader, to_device
+from automoe.engine.loop import FitResult, fit
+from automoe.errors import ConfigError
+from automoe.moe.cache import CachedTokens, Remembered, TokenCache, fill
+from automoe.moe.context import Context, ContextConfig
+from automoe.moe.gate import GateConfig, balance_loss, random_choice, utility_loss
+from automoe.moe.model import DrivingConfig, DrivingModel
+from automoe.moe.planner import PlannerConfig, mean_losses, planning_losses
+from automoe.moe.routers import given
+from automoe.moe.tokens import FrozenExpert, TokenSource
+from automoe.progress import progress_bar
+from automoe.stages.entry import command_line
+from automoe.stages.train_expert import StageConfig, TrainFlags, prepare_splits
+
+METRIC = "planning_error"
+"""What selects best.pth: the mean distance of path and of waypoints (metres) and of the target speed (m/s), summed."""
+
+DEFAULT_ROOT = "datasets/carla/preprocessed"
+
+
+@dataclass(frozen=True)
+class PlanningConfig(StageConfig):
+    """A config.json of what drives; `model` and `backbone_lr_factor` are StageConfig's, the latter the stem's.
+
+    shifted: share of training moments that are seen from aside (`carla.run.SHIFTED`).
+    """
+
+    context: ContextConfig = field(default_factory=ContextConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
+    shifted: float = 0.5
+
+
+class PlanningStep(nn.Module):
+    """What the engine trains: a batch of `CarlaSequences` in, losses out. source: who knows the experts' tokens."""
+
+    def __init__(self, model: DrivingModel, source: TokenSource | None) -> None:
+        super().__init__()
+        self.model, self.source = model, source
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        observation, targets, model = batch["observation"], batch["targets"], self.model
+        count, device = len(observation.command), observation.command.device
+        if model.gate is None:
+            plan, _ = model(observation)
+            return mean_losses(planning_losses(plan, targets, model.planner))
+        assert self.source is not None
+        config, experts = model.gate.config, len(model.names)
+        source = Remembered(self.source, observation.pictures)
+        context = model.context(observation)
+        with torch.no_grad():
+            own = model.gate(context.vector).chosen
+            drawn = random_choice(count, experts, experts, device)
+            explores = torch.rand(count, 1, device=device) < config.explore
+        plan, routing = model.decide(context, observation.pictures, source, given(torch.where(explores, drawn, own)))
+        assert routing is not None
+        losses = mean_losses(planning_losses(plan, targets, model.planner))
+        if config.supervision == "utility":
+            utility = measured_utility(model, context, source, batch)
+            losses["utility"] = utility_loss(routing.logits, utility, config.utility_temperature)
+            losses["utility"] = losses["utility"] * config.utility_weight
+        if config.balance_weight > 0.0:
+            losses["balance"] = balance_loss(routing) * config.balance_weight
+        # Under DDP every parameter has a gradient at every step, also that of an expert nobody listened to.
+        unheard = torch.stack([p.float().sum() for p in model.adapters.parameters()]).sum() * 0.0
+        extra = [losses[key] for key in ("utility", "balance") if key in losses]
+        losses["loss"] = losses["loss"] + unheard + sum(extra)
+        return losses
+
+
+@torch.no_grad()
+def measured_utility(model: DrivingModel, context: Context, source: TokenSource, batch: Mapping[str, Any]) -> Tensor:
+    """By how much each expert, heard alone, lowers the planning loss of each sample of a batch: [B, E]."""
+    pictures, experts, device = batch["observation"].pictures, len(model.names), context.vector.device
+    training = model.planner.training
+    model.planner.eval()
+    found = []
+    for heard in [None, *range(experts)]:
+        chosen = torch.zeros(len(pictures), experts, dtype=torch.bool, device=device)
+        if heard is not None:
+            chosen[:, heard] = True
+        plan, _ = model.decide(context, pictures, source, given(chosen))
+        found.append(planning_losses(plan, batch["targets"], model.planner)["loss"])
+    model.planner.train(training)
+    return (found[0] - torch.stack(found[1:])).T
+
+
+class PlanningScores:
+    """Open-loop errors over a set: metres and m/s. Samples count once each."""
+
+    def __init__(self, times: Sequence[float]) -> None:
+        self.times = times
+        self.rows: list[dict[str, float]] = []
+
+    def add(self, plan: Any, targets: Any, choice: Tensor | None) -> None:
+        """A batch of plans; choice: bool [B, E] of the gate."""
+        path = (plan.path - targets.path).norm(dim=-1)
+        hops = (plan.waypoints - targets.waypoints).norm(dim=-1)
+        speed = (plan.speed - targets.speed).abs()
+        for row in range(len(path)):
+            found = {"speed_mae": float(speed[row])}
+            known, reached = targets.path_known[row], targets.waypoints_known[row]
+            if known.any():
+                found["path_error"] = float(path[row][known].mean())
+            if reached.any():
+                found["ade"] = float(hops[row][reached].mean())
+            for place, time in enumerate(self.times):
+                if reached[place]:
+                    found[f"l2_{time:g}s"] = float(hops[row, place])
+            if targets.light[row] >= 0:
+                found["light_accuracy"] = float(plan.light_logits[row].argmax() == targets.light[row])
+            if choice is not None:
+                found |= {f"use_{place}": float(said) for place, said in enumerate(choice[row].tolist())}
+            self.rows.append(found)
+
+    def compute(self) -> dict[str, float | None]:
+        """The means; planning_error is the sum of path_error, ade and speed_mae."""
+        keys = sorted({key for row in self.rows for key in row})
+        means: dict[str, float | None] = {}
+        for key in keys:
+            means[key] = float(np.mean([row[key] for row in self.rows if key in row]))
+        parts = [means.get(key) for key in ("path_error", "ade", "speed_mae")]
+        means[METRIC] = None if any(one is None for one in parts) else float(sum(filter(None, parts)))
+        return means
+
+
+class PlanningEvaluation:
+    """The engine's evaluation hook: the whole validation set over all ranks."""
+
+    def __init__(
+        self, dataset: CarlaSequences, size: tuple[int, int], source: TokenSource | None, batch_size: int, workers: int
+    ) -> None:
+        self.dataset, self.size, self.source = dataset, size, source
+        self.batch_size, self.workers = batch_size, workers
+        self._loader: Any = None
+
+    def __call__(self, model: nn.Module, dist: Distributed) -> dict[str, float | None]:
+        assert isinstance(model, DrivingModel)
+        if self._loader is None:
+            self._loader = evaluation_loader(
+                self.dataset, partial(collate, size=self.size), self.batch_size, dist, num_workers=self.workers
+            )
+        scores = PlanningScores(self.dataset.config.waypoint_seconds)
+        for batch in self._loader:
+            batch = to_device(batch, dist.device)
+            plan, routing = model(batch["observation"], self.source)
+            scores.add(plan, batch["targets"], None if routing is None else routing.chosen)
+        scores.rows = dist.all_gather_objects(scores.rows)
+        found = scores.compute()
+        for place, name in enumerate(model.names):
+            found[f"use/{name}"] = found.pop(f"use_{place}", None)
+        return found
+
+
+def fill_cache(
+    cache: TokenCache, experts: Mapping[str, FrozenExpert], sets: Sequence[CarlaSequences], dist: Distributed
+) -> dict[str, str]:
+    """Have every expert's tokens of all pictures of some sets in the cache; each process makes its share. Returns the
+    experts' digests by name."""
+    digests = {name: expert.digest() for name, expert in experts.items()}
+    places = [(data, *data.moment(index)) for data in sets for index in range(len(data))][dist.rank :: dist.world_size]
+    keys = [picture_key(data.picture(row, aside)[1]) for data, row, aside in places]
+
+    def picture(place: int) -> np.ndarray:
+        data, row, aside = places[place]
+        name, jpeg = data.picture(row, aside)
+        return decode_jpeg(jpeg, f"{name} of {data.info.path}").image
+
+    for name, expert in experts.items():
+        waiting = len(cache.missing(digests[name], keys))
+        if not waiting:
+            dist.say(f"{name}: what it sees of {len(keys)} pictures is in the cache.")
+            continue
+        dist.say(f"{name}: looking at {waiting} pictures ({len(keys) - waiting} are in the cache {cache.folder})")
+        expert.to(dist.device)
+        with progress_bar(f"look with {name}") as progress:
+            fill(cache, digests[name], expert, keys, picture, progress if dist.is_main else lambda *_: None)
+    dist.barrier()
+    return digests
+
+
+@dataclass(frozen=True)
+class PlanningJob:
+    """One training of a driving model. experts: frozen, by name. start: weights to begin with, of a model with the same
+    experts; hold: prefixes of parameters that don't learn."""
+
+    component: str
+    run_dir: Path
+    log_dir: Path
+    config: PlanningConfig
+    experts: Mapping[str, FrozenExpert] = field(default_factory=dict)
+    start: Mapping[str, Tensor] | None = None
+    hold: tuple[str, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    cache: Path | None = None
+
+
+def train_planning(
+    job: PlanningJob, root: Path, flags: TrainFlags, dist: Distributed, asked: Mapping[str, Any] | None = None
+) -> FitResult:
+    """Train a driving model on prepared CARLA runs (or on runs, which are prepared first)."""
+    config = job.config
+    seed = int(config.engine.get("seed", 0))
+    train_info, val_info = prepare_splits(root, TASK, flags.prepared_dir, dist)
+    train = CarlaSequences(train_info.path, config.sequence, shifted=config.shifted, seed=seed, limit=flags.limit)
+    val = CarlaSequences(val_info.path, config.sequence, limit=flags.limit)
+    towns = set(train.times.words["town"]) & set(val.times.words["town"])
+    if towns:
+        dist.say(f"note: {', '.join(sorted(towns))} is trained in and validated in: errors say little of other towns.")
+    if config.shifted > 0.0 and not train.has_shifted:
+        dist.say(
+            "note: there is no camera that stands aside: the policy learns nothing of how to come back to its lane."
+        )
+    source = None
+    if job.experts:
+        cache = TokenCache(job.cache or root / "tokens")
+        digests = fill_cache(cache, job.experts, [train, val], dist)
+        source = CachedTokens(cache, digests, dist.device)
+    torch.manual_seed(seed)
+    specs = {name: expert.spec for name, expert in job.experts.items()}
+    shape = DrivingConfig(specs, config.context, config.gate, config.planner, config.sequence)
+    resuming = flags.resume != "never" and (flags.resume != "auto" or (job.run_dir / "last.pth").is_file())
+    model = DrivingModel(shape, job.experts, pretrained=flags.pretrained and not resuming and job.start is None)
+    if job.start is not None:
+        model.load_state_dict(dict(job.start))
+    for name, parameter in model.named_parameters():
+        if name.startswith(job.hold) and job.hold:
+            parameter.requires_grad_(False)
+    engine = from_dict(
+        EngineConfig,
+        {**config.engine, "metric": METRIC, "metric_mode": "min", "resume_command": command_line()},
+        "engine",
+    )
+    size = config.context.size
+    dist.say(
+        f"Training {job.component} on {len(train)} moments ({len(val)} for validation) of {root}, "
+        f"{', '.join(job.experts) or 'no experts'}; run folder {job.run_dir}"
+    )
+    meta = {
+        "component": job.component,
+        "model_config": shape.plain(),
+        "config": asdict(config),
+        "recipe": {"shifted": config.shifted, "backbone_lr_factor": config.backbone_lr_factor, "hold": list(job.hold)},
+        "rig": {key: train_info.rig[key] for key in ("note", "cameras")},
+        "dataset_fingerprint": {"train": train_info.fingerprint, "val": val_info.fingerprint},
+        "data_root": str(train_info.path),
+        "towns": sorted(set(train.times.words["town"].tolist())),
+        **job.origin,
+    }
+    if asked is not None:
+        meta["asked"] = dict(asked)
+    result = fit(
+        PlanningStep(model, source),
+        dataset=train,
+        collate=partial(collate, size=size),
+        evaluate=PlanningEvaluation(val, size, source, config.eval_batch_size, engine.num_workers),
+        config=engine,
+        run_dir=job.run_dir,
+        log_dir=job.log_dir,
+        meta=meta,
+        dist=dist,
+        param_groups=planning_groups(model, engine, config.backbone_lr_factor),
+    )
+    if dist.is_main:
+        dist.say(f"{planning_words(result.metrics)} after {result.steps} steps ({result.seconds:.0f} s)")
+        dist.say(f"Best weights: {job.run_dir / 'best.pth'}")
+    return result
+
+
+def planning_groups(model: DrivingModel, engine: EngineConfig, stem_factor: float) -> list[dict[str, Any]]:
+    """The optimizer's groups: the stem at its own rate; biases, norms and lone vectors without weight decay."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name.startswith("context.stem."), parameter.ndim > 1), []).append(parameter)
+    if not groups:
+        raise ConfigError("every parameter of the model is frozen: there is nothing to train.")
+    return [
+        {
+            "params": parameters,
+            "lr": engine.learning_rate * (stem_factor if in_stem else 1.0),
+            "weight_decay": engine.weight_decay if decays else 0.0,
+        }
+        for (in_stem, decays), parameters in groups.items()
+    ]
+
+
+def planning_words(metrics: Mapping[str, float | None]) -> str:
+    """The errors in words."""
+    units = {"path_error": "m", "ade": "m", "speed_mae": "m/s"}
+    found = [f"{key} {metrics[key]:.2f} {unit}" for key, unit in units.items() if metrics.get(key) is not None]
+    return ", ".join(found)
