@@ -50,8 +50,9 @@ export = _app("export", "Write a data set in its official raw format.")
 prepare = _app("prepare", "Turn a raw data set into sharded, checksummed, prepared data.")
 doctor = _app("doctor", "Look a data set over: what is there, what is wrong, and pictures of it.")
 score = _app("score", "Score predictions as the official toolkits do. Needs no model, no GPU and no network.")
+route_files = _app("routes", "Routes to drive, as files of the CARLA leaderboard.")
 world.command(export)
-for part in (world, prepare, doctor, score):
+for part in (world, prepare, doctor, score, route_files):
     app.command(part)
 
 
@@ -70,7 +71,7 @@ def export_bdd100k_command(
 
     Validation towns are never training towns. A stopped export goes on when the same line is given again.
     """
-    from automoe.data.prepared import progress_bar
+    from automoe.progress import progress_bar
     from automoe.report.doctor import doctor_bdd100k
     from automoe.world.bdd100k_writer import export_bdd100k
 
@@ -96,7 +97,7 @@ def export_nuscenes_command(
     scenes: for training; validation scenes are in towns of their own. A stopped export goes on when the same line is
     given again.
     """
-    from automoe.data.prepared import progress_bar
+    from automoe.progress import progress_bar
     from automoe.report.doctor_nuscenes import doctor_nuscenes
     from automoe.world.nuscenes_writer import export_nuscenes
 
@@ -124,7 +125,7 @@ def export_carla_command(
     again.
     """
     from automoe.carla.run import CAMERAS
-    from automoe.data.prepared import progress_bar
+    from automoe.progress import progress_bar
     from automoe.world.carla_writer import export_carla
 
     with progress_bar("drive and render") as progress:
@@ -153,7 +154,8 @@ def prepare_bdd100k_command(
 
     out: where <task>/<split> folders go; inside the data root if not given, which is where trainers look.
     """
-    from automoe.data.prepared import ensure_prepared, progress_bar
+    from automoe.data.prepared import ensure_prepared
+    from automoe.progress import progress_bar
 
     for task in tasks:
         for split in splits:
@@ -181,7 +183,8 @@ def prepare_nuscenes_command(
     go; inside the data root if not given, which is where trainers look.
     """
     from automoe.data.nuscenes_tables import CAMERAS
-    from automoe.data.prepared import ensure_prepared, progress_bar
+    from automoe.data.prepared import ensure_prepared
+    from automoe.progress import progress_bar
 
     options = {"version": version, "sweeps": sweeps, "cameras": cameras or list(CAMERAS)}
     for one in split:
@@ -218,7 +221,8 @@ def prepare_carla_command(
     val_towns: maps that are kept for validation. If not given, as the runs' configs say; else a fifth of the towns;
     else, where all runs are of one town, a fifth of the runs.
     """
-    from automoe.data.prepared import ensure_prepared, progress_bar
+    from automoe.data.prepared import ensure_prepared
+    from automoe.progress import progress_bar
 
     options = {"cameras": cameras, "val_towns": val_towns, "labels": labels, "names": names, "fold": fold}
     for split in splits:
@@ -295,8 +299,9 @@ def collect(
 
     Complete runs are kept. Whatever happens, SIGTERM and SIGHUP too, actors are destroyed and settings restored.
     """
-    from automoe.carla.collect import CollectPlan, connect, towns_of
+    from automoe.carla.collect import CollectPlan
     from automoe.carla.collect import collect as record
+    from automoe.carla.server import connect, towns_of
 
     towns = tuple(town or ())
     plan = CollectPlan(out, runs, seconds, towns, vehicles, walkers, seed, first, size, save_every, carla_version)
@@ -436,6 +441,89 @@ def score_nuscenes_command(
     print(format_nuscenes_table(metrics))
     if json is not None:
         write_metrics_json(json, metrics)
+
+
+@score.command(name="leaderboard")
+def score_leaderboard_command(
+    *,
+    results: Path,
+    routes: Annotated[int | None, Parameter(help="all there are; missing ones count as nothing")] = None,
+    json: Path | None = None,
+) -> None:
+    """Driving score and success rate of a results file of the CARLA leaderboard 2.0 or of Bench2Drive, from its
+    records: what the file itself says of all of them is not looked at.
+
+    results: the file, plain or gzipped. routes: as many as there are records if not given.
+    """
+    from automoe.drive.leaderboard import format_scores, read_results, summarise
+    from automoe.metrics.score import write_metrics_json
+
+    records = read_results(results)
+    scores = summarise(records, routes)
+    print(format_scores(scores, len(records), routes or len(records)))
+    if json is not None:
+        write_metrics_json(json, scores.flat())
+
+
+@app.command
+def drive(
+    *,
+    checkpoint: Annotated[Path | None, Parameter(help="best.pth of carla_policy or gating_network")] = None,
+    out: Path,
+    routes: Annotated[
+        str, Parameter(help="generated, in the embedded world's validation towns, or a file in the leaderboard's form")
+    ] = "generated",
+    number: Annotated[
+        int | None, Parameter(help="how many are drawn, 20 if not given; of a file the first so many, all if not given")
+    ] = None,
+    length: Annotated[float, Parameter(help="of a drawn route, metres")] = 300.0,
+    seeds: Annotated[int, Parameter(help="drives of each route, in other traffic and weather")] = 3,
+    router: Annotated[
+        str | None, Parameter(help="instead of the gate: gate:1, uniform, random:2, or experts as detection+drivable")
+    ] = None,
+    beside: Annotated[
+        list[str],
+        Parameter(consume_multiple=True, help="drivers in the same table: those two, or NAME=best.pth"),
+    ] = ["teacher", "constant_velocity"],  # noqa: B006
+    videos: Annotated[int, Parameter(help="drives that are filmed, in the embedded world")] = 1,
+    workers: int | None = None,
+    simulator: Annotated[
+        Literal["embedded", "carla"], Parameter(help="carla: a running server, with routes of a file, one by one")
+    ] = "embedded",
+    host: Annotated[str, Parameter(help="of the server")] = "localhost",
+    port: int = 2000,
+) -> None:
+    """Drive routes closed loop and score them by the CARLA leaderboard's rules, in the embedded world or on a CARLA
+    server, through the official client (pip install automoe[carla]).
+
+    Leaves results.json in the leaderboard's form for each driver, summary.json, a table, and videos. Drives that are
+    there already are kept; a stopped run goes on when the same line is given again.
+    """
+    from automoe.drive.command import drive_command
+
+    drive_command(
+        checkpoint, out, routes=routes, number=number, length=length, seeds=seeds, router=router, beside=beside,
+        videos=videos, workers=workers, simulator=simulator, host=host, port=port,
+    )  # fmt: skip
+
+
+@route_files.command(name="generated")
+def generated_routes_command(
+    *,
+    out: Annotated[Path, Parameter(help="the file, gzipped where its name ends in .gz")],
+    number: int = 20,
+    length: Annotated[float, Parameter(help="of a route, metres")] = 300.0,
+    towns: Annotated[
+        list[str] | None, Parameter(consume_multiple=True, help="in turn; the validation towns if not given")
+    ] = None,
+) -> None:
+    """Write the routes that `automoe drive` draws to a file in the form of the CARLA leaderboard 2.0.
+
+    The same number, length and towns always give the same routes; `automoe drive --routes FILE` drives them.
+    """
+    from automoe.drive.command import write_generated
+
+    write_generated(out, number, length, towns)
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
     python benchmarks/collect_runs.py --run_name tiny --output_root . --out benchmarks/results/demo_tiny.json \
         --command "make demo"
 
-For each of the experts that have a run of that name: the official metrics of best.pth (BDD100K's in percent, nuScenes'
-as fractions), steps, seconds, seed, commit and versions, and the baselines if `automoe report` has computed them.
+For each of the experts that have a run of that name: the official metrics of best.pth (percent; nuScenes' as
+fractions), steps, seconds, seed, commit and versions, the baselines if `automoe report` has computed them, and for
+those that were fine-tuned the metrics of the source as it was.
 """
 
 from __future__ import annotations
@@ -12,16 +13,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from automoe.engine import checkpoint
 from automoe.files import write_text
+from automoe.stages.carla import source_metrics
 
 COMPONENTS = {
     "detection": "bdd100k_detection_expert",
     "drivable": "bdd100k_drivable_expert",
     "segmentation": "bdd100k_segmentation_expert",
     "nuscenes": "nuscenes_expert",
+    "carla_detection": "carla_detection_expert_ddp",
+    "carla_drivable": "carla_drivable_expert_ddp",
+    "carla_segmentation": "carla_segmentation_expert_ddp",
+    "carla_nuscenes_2d": "carla_nuscenes_2d_ddp",
 }
 """Entries of the file, and the folders of their checkpoints."""
 
@@ -39,8 +46,10 @@ def collect(output_root: Path, run_name: str) -> dict[str, dict]:
         payload = checkpoint.load(folder / "best.pth")
         baselines = folder / "baselines.json"
         decimals = DECIMALS.get(task, 3)
+        source = source_metrics(folder)
         found[task] = {
-            "metrics": {key: round(v, decimals) if v is not None else None for key, v in payload["metrics"].items()},
+            "metrics": _rounded(payload["metrics"], decimals),
+            **({} if source is None else {"source": _rounded(source, decimals)}),
             "baselines": json.loads(baselines.read_text()) if baselines.is_file() else None,
             "progress": payload["progress"],
             "seed": payload["seed"],
@@ -51,6 +60,10 @@ def collect(output_root: Path, run_name: str) -> dict[str, dict]:
             "parameters": sum(value.numel() for value in payload["model"].values()),
         }
     return found
+
+
+def _rounded(metrics: Mapping[str, float | None], decimals: int) -> dict[str, float | None]:
+    return {key: None if value is None else round(value, decimals) for key, value in metrics.items()}
 
 
 def main() -> None:

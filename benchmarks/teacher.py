@@ -14,7 +14,6 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +21,26 @@ import numpy as np
 from intervals import interval
 
 from automoe.drive.closed_loop import drive_route
+from automoe.drive.embedded import EmbeddedSimulator, Teacher, begin_drive, staged
 from automoe.drive.leaderboard import RouteRecord, results_file, summarise
 from automoe.engine.manifest import origin
 from automoe.files import write_text
 from automoe.machine import available_cores
-from automoe.world.autopilot import Autopilot
 from automoe.world.carla_writer import VAL_TOWNS
-from automoe.world.contacts import Obstacles
-from automoe.world.drive import Drive
-from automoe.world.furnish import stage_town
 from automoe.world.route import draw_route
-from automoe.world.scene import StagedTown
 
 Job = tuple[int, int, float]
 """A route's number, a seed, and the length asked for."""
-
-
-@lru_cache(maxsize=2)
-def staged(town: str) -> tuple[StagedTown, Obstacles]:
-    """A town, made once in a process."""
-    stage = stage_town(town)
-    return stage, Obstacles(stage)
 
 
 def drive(job: Job) -> RouteRecord:
     """One drive of the teacher."""
     number, seed, length = job
     town = VAL_TOWNS[number % len(VAL_TOWNS)]
-    stage, obstacles = staged(town)
-    route = draw_route(stage.town, np.random.default_rng([number, 500]), length)
-    return drive_route(
-        Drive(stage, route, 1000 * seed + number, obstacles=obstacles), Autopilot(), f"RouteScenario_{number}_rep{seed}"
-    )
+    route = draw_route(staged(town)[0].town, np.random.default_rng([number, 500]), length)
+    name = f"RouteScenario_{number}_rep{seed}"
+    simulator = EmbeddedSimulator(begin_drive(route, 1000 * seed + number), name, ticks=1)
+    return drive_route(simulator, Teacher(simulator), name)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

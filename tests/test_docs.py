@@ -17,12 +17,18 @@ import pytest
 
 from automoe import cli
 from automoe.data.nuscenes_dataset import BevAugmentConfig
+from automoe.data.sequences import SequenceConfig
 from automoe.data.transforms import AugmentConfig
+from automoe.drive.controllers import ControllerConfig
 from automoe.engine.config import EngineConfig
 from automoe.experts.dense import DenseConfig
 from automoe.experts.detection import DetectionConfig
 from automoe.experts.nuscenes_config import NuscenesConfig
+from automoe.moe.context import ContextConfig
+from automoe.moe.gate import GateConfig
+from automoe.moe.planner import PlannerConfig
 from automoe.stages import entry
+from automoe.stages.gating import GatingConfig
 from automoe.stages.image_stage import ImageStageConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,6 +195,12 @@ def test_every_variable_of_the_nuscenes_script_is_described_and_no_other() -> No
         ("docs/experts.md", "A config", ImageStageConfig),
         ("docs/experts.md", "nuScenes", NuscenesConfig),
         ("docs/data.md", "Augmentation of nuScenes", BevAugmentConfig),
+        ("docs/driving.md", "Observations and targets", SequenceConfig),
+        ("docs/driving.md", "A config of what drives", GatingConfig),
+        ("docs/driving.md", "Context", ContextConfig),
+        ("docs/driving.md", "Gate", GateConfig),
+        ("docs/driving.md", "Planner", PlannerConfig),
+        ("docs/driving.md", "Driving", ControllerConfig),
     ],
 )
 def test_every_key_of_a_config_is_described_and_no_other(document: str, heading: str, config: type) -> None:

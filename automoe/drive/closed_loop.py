@@ -1,40 +1,61 @@
-"""A driver, a drive and a referee: one route from its start to its end."""
+"""An agent, a simulator and a referee: one route from its start to its end."""
 
 from __future__ import annotations
 
 import sys
 import time
 import traceback
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
+import numpy as np
+
+from automoe.data.sequences import Observation
 from automoe.drive.leaderboard import AGENT_CRASHED, SIMULATION_CRASHED, RouteRecord
-from automoe.drive.referee import Referee
-from automoe.world.drive import Drive
+from automoe.drive.simulator import Agent, Simulator
 from automoe.world.vehicle import Control
 
 
-class Driver(Protocol):
-    """Whoever says what to do at a moment of a drive and may look at all of it."""
+@dataclass
+class Timing:
+    """Seconds of every frame: of the agent, and of the world with its sensors."""
 
-    def control(self, drive: Drive) -> Control: ...
+    agent: list[float] = field(default_factory=list)
+    world: list[float] = field(default_factory=list)
+
+    def over(self, budget: float) -> int:
+        """Frames in which the agent took longer than a budget (seconds)."""
+        return int((np.array(self.agent) > budget).sum())
 
 
-def drive_route(drive: Drive, driver: Driver, route_id: str) -> RouteRecord:
-    """Drive until the referee ends it. A driver that raises ends it, too, and so does the world: the record says so and
-    counts as nothing, the traceback goes to the standard error stream, and other routes are driven as before."""
-    referee, began = Referee(drive, route_id), time.perf_counter()
+Watch = Callable[[Observation, Control], None]
+"""Shown every observation with what was done about it."""
+
+
+def drive_route(
+    simulator: Simulator, agent: Agent, route_id: str, timing: Timing | None = None, watch: Watch | None = None
+) -> RouteRecord:
+    """Drive until the simulator ends it. An agent that raises ends it, too, and so does the world: the record says so
+    and counts as nothing, the traceback goes to the standard error stream, and other routes are driven as before."""
+    began, timing = time.perf_counter(), timing or Timing()
     failure: str | None = None
     reason: str | None = None
     try:
-        while referee.ended is None:
-            failure = AGENT_CRASHED
-            control = driver.control(drive)
+        while simulator.ended is None:
             failure = SIMULATION_CRASHED
-            drive.step(control)
-            referee.observe()
+            before = time.perf_counter()
+            observation = simulator.observe()
+            failure, seen = AGENT_CRASHED, time.perf_counter()
+            control = agent.act(observation)
+            failure, acted = SIMULATION_CRASHED, time.perf_counter()
+            if watch is not None:
+                watch(observation, control)
+            simulator.step(control)
+            timing.agent.append(acted - seen)
+            timing.world.append(seen - before + time.perf_counter() - acted)
             failure = None
     except Exception as error:  # noqa: BLE001 - whatever it is: one of many routes is lost, not all
         reason = f"{type(error).__name__}: {error}"
-        print(f"{route_id}: {failure} after {drive.scene.time - referee.began:.2f} s", file=sys.stderr)
+        print(f"{route_id}: {failure} in frame {len(timing.agent)}", file=sys.stderr)
         traceback.print_exc()
-    return referee.record(time.perf_counter() - began, failure, reason)
+    return simulator.record(time.perf_counter() - began, failure, reason)

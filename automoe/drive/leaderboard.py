@@ -208,6 +208,11 @@ class Scores:
     per_km: dict[str, float]
     kilometres: float
 
+    def flat(self) -> dict[str, float | None]:
+        """As plain metrics, each kind of infraction as per_km/<kind>."""
+        own: dict[str, float | None] = {key: value for key, value in vars(self).items() if key != "per_km"}
+        return own | {f"per_km/{kind}": value for kind, value in self.per_km.items()}
+
 
 def summarise(records: Sequence[RouteRecord], routes: int | None = None) -> Scores:
     """The means over `routes` drives (as many as there are records, if not given); those that are missing count as
@@ -229,6 +234,22 @@ def summarise(records: Sequence[RouteRecord], routes: int | None = None) -> Scor
         per_km,
         kilometres,
     )
+
+
+def format_scores(scores: Scores, records: int, routes: int) -> str:
+    """Scores as a person reads them."""
+    lines = [
+        f"driving score     {scores.driving_score:.5f}",
+        f"success rate      {scores.success_rate:.6f}",
+        f"route completion  {scores.route_completion:.5f}",
+        f"penalty           {scores.penalty:.5f}",
+        f"{records} records of {routes} routes, {scores.kilometres:.3f} km",
+    ]
+    for kind, value in scores.per_km.items():
+        if value > 0.0:
+            unit = "km in all" if kind == OUTSIDE else "per km"
+            lines.append(f"  {LABELS[kind]}: {value:.3f} {unit}")
+    return "\n".join(lines)
 
 
 def results_file(records: Sequence[RouteRecord], routes: int, sensors: Sequence[str] = ()) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from automoe.data.sequences import Observation
 from automoe.drive.closed_loop import drive_route
+from automoe.drive.embedded import EmbeddedSimulator, Teacher
 from automoe.drive.referee import BLOCKED_SECONDS, Referee
 from automoe.world import polyline
 from automoe.world.autopilot import Autopilot
@@ -71,7 +73,8 @@ def said(referee: Referee) -> dict[str, int]:
 
 def test_a_good_drive_is_perfect(stage, obstacles) -> None:
     route = draw_route(stage.town, np.random.default_rng(0), 150.0)
-    record = drive_route(Drive(stage, route, 0, density=EMPTY, obstacles=obstacles), Autopilot(), "r")
+    simulator = EmbeddedSimulator(Drive(stage, route, 0, density=EMPTY, obstacles=obstacles), "r", ticks=1)
+    record = drive_route(simulator, Teacher(simulator), "r")
     assert record.status == "Perfect"
     assert record.driving_score == 100.0
     assert record.succeeded
@@ -191,20 +194,20 @@ def test_who_keeps_pushing_has_had_one_collision(watched) -> None:
 
 
 def test_a_driver_that_raises_loses_its_route_and_no_other(stage, obstacles, capsys) -> None:
-    class Faulty:
-        def __init__(self, steps: int) -> None:
-            self.left = steps
+    class Faulty(Teacher):
+        left = 60
 
-        def control(self, drive: Drive) -> Control:
+        def act(self, observation: Observation) -> Control:
             self.left -= 1
             if self.left < 0:
                 raise ValueError("no image came")
-            return Autopilot().control(drive)
+            return super().act(observation)
 
     records = []
-    for name, driver in (("r0", Faulty(60)), ("r1", Autopilot())):
+    for name, kind in (("r0", Faulty), ("r1", Teacher)):
         route = draw_route(stage.town, np.random.default_rng(0), 150.0)
-        records.append(drive_route(Drive(stage, route, 0, density=EMPTY, obstacles=obstacles), driver, name))
+        simulator = EmbeddedSimulator(Drive(stage, route, 0, density=EMPTY, obstacles=obstacles), name, ticks=1)
+        records.append(drive_route(simulator, kind(simulator), name))
     crashed, driven = records
     assert crashed.status == "Failed - Agent crashed"
     assert crashed.reason == "ValueError: no image came"
@@ -213,7 +216,7 @@ def test_a_driver_that_raises_loses_its_route_and_no_other(stage, obstacles, cap
     assert crashed.seconds == pytest.approx(60 * STEP)
     assert driven.status == "Perfect"
     told = capsys.readouterr().err
-    assert "r0: Agent crashed after 3.00 s" in told
+    assert "r0: Agent crashed in frame 60" in told
     assert "no image came" in told
     assert "Traceback" in told
 
@@ -223,7 +226,8 @@ def test_a_world_that_raises_is_no_fault_of_the_agent(watched, monkeypatch: pyte
         raise RuntimeError("no way out of a lane")
 
     monkeypatch.setattr(Drive, "step", broken)
-    record = drive_route(watched[0], Autopilot(), "r")
+    simulator = EmbeddedSimulator(watched[0], "r", ticks=1)
+    record = drive_route(simulator, Teacher(simulator), "r")
     assert record.status == "Failed - Simulation crashed"
     assert record.driving_score == 0.0
 

@@ -1,0 +1,82 @@
+"""A trained model at the wheel, and the baselines that it is compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from automoe.data.sequences import Observation, batch_observations
+from automoe.drive.controllers import Controller
+from automoe.moe.checkpoint import TrainedDriver
+from automoe.moe.planner import Plan
+from automoe.moe.routers import Router
+from automoe.moe.tokens import LiveTokens
+from automoe.world.vehicle import Control
+
+STOP_SHARE = 0.5
+"""Probability of the class "stand" from which on the target speed is 0: the mean of stop and go would creep."""
+
+
+class ModelAgent:
+    """Drives by a checkpoint's plans. A dead camera or a plan that isn't finite brings the car to a controlled stop,
+    and is counted in `trouble`; when the camera is back it drives on.
+
+    router: who decides which experts are heard; the model's gate if not given.
+    """
+
+    def __init__(
+        self, driver: TrainedDriver, controller: Controller | None = None, router: Router | None = None
+    ) -> None:
+        self.driver, self.model = driver, driver.model
+        self.controller = controller or Controller()
+        self.trouble: dict[str, int] = {}
+        self.router = router
+        self.looks = not self.model.config.context.blind or bool(self.model.names)
+        self.source = LiveTokens(self.model.experts)
+        self._path: np.ndarray | None = None
+        self._shown: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def act(self, observation: Observation) -> Control:
+        if observation.image.size == 0 and self.looks:
+            return self._stop("dead camera", observation)
+        batch = batch_observations([observation], self.model.config.context.size)
+        plan, routing = self.model(batch, self.source, self.router)
+        if not all(bool(torch.isfinite(one).all()) for one in (plan.path, plan.speed)):
+            return self._stop("plan not finite", observation)
+        path = self._path = plan.path[0].numpy().astype(np.float64)
+        target = self.target_speed(plan)
+        self._shown = {"path": path, "target_speed": target, "waypoints": plan.waypoints[0].numpy()}
+        if routing is not None:
+            self._shown["weights"] = dict(zip(self.model.names, routing.weights[0].tolist()))
+            self._shown["probabilities"] = dict(zip(self.model.names, routing.probabilities[0].tolist()))
+        return self.controller.control(path, target, observation.speed)
+
+    def target_speed(self, plan: Plan) -> float:
+        """m/s: the mean of the classes, 0 where standing is more likely than not."""
+        shares = plan.speed_logits[0].softmax(dim=-1)
+        return 0.0 if float(shares[0]) > STOP_SHARE else float(plan.speed[0])
+
+    def shown(self) -> dict[str, Any]:
+        return self._shown
+
+    def _stop(self, why: str, observation: Observation) -> Control:
+        self.trouble[why] = self.trouble.get(why, 0) + 1
+        self._shown = {"stopping": why}
+        return self.controller.stop(self._path, observation.speed)
+
+
+class ConstantVelocity:
+    """Goes straight on at one speed (m/s), as if nothing were ahead."""
+
+    def __init__(self, speed: float, controller: Controller | None = None) -> None:
+        self.speed, self.controller, self.trouble = speed, controller or Controller(), {}
+
+    def act(self, observation: Observation) -> Control:
+        straight = np.stack([np.arange(1.0, 21.0), np.zeros(20)], axis=1)
+        return self.controller.control(straight, self.speed, observation.speed)
+
+    def shown(self) -> dict[str, Any]:
+        return {}
