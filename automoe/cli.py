@@ -116,7 +116,11 @@ def export_carla_command(
     seed: int = 0,
     size: Annotated[tuple[int, int], Parameter(help="width and height; public runs have 800 600")] = (400, 300),
     save_every: Annotated[int, Parameter(help="ticks of 0.05 s from frame to frame")] = 5,
-    cameras: Annotated[list[str] | None, Parameter(consume_multiple=True, help="all four if not given")] = None,
+    cameras: Annotated[
+        list[str] | None, Parameter(consume_multiple=True, help="all four if not given; front_shifted stands aside")
+    ] = None,
+    towns: Annotated[int, Parameter(help="to train in, by turns")] = 8,
+    lead_in: Annotated[float, Parameter(help="up to so many seconds are driven before a run is recorded")] = 0.0,
     workers: int | None = None,
 ) -> None:
     """Let the teacher drive through towns of the embedded world and record it in the folders of CARLA recordings.
@@ -131,7 +135,7 @@ def export_carla_command(
     with progress_bar("drive and render") as progress:
         world = export_carla(
             out, runs, val_runs, seed, seconds=seconds, size=size, save_every=save_every,
-            cameras=cameras or CAMERAS, workers=workers, progress=progress,
+            cameras=cameras or CAMERAS, towns=towns, lead_in=lead_in, workers=workers, progress=progress,
         )  # fmt: skip
     for split in ("train", "val"):
         told = world[split]
@@ -343,6 +347,31 @@ def evaluate(
         json_out=json,
         predictions_out=predictions,
     )
+
+
+@app.command
+def gate(
+    *,
+    checkpoint: Annotated[Path, Parameter(help="best.pth of gating_network, or of a carla_policy on one")],
+    data_root: CarlaRoot = CARLA_ROOT,
+    out: Path = Path("reports/gate.json"),
+    limit: Annotated[int | None, Parameter(help="only so many moments of each split, spread evenly")] = None,
+    token_cache: Annotated[Path | None, Parameter(help="as the trainer's; inside the data root if not given")] = None,
+    device: str = "auto",
+) -> None:
+    """Say what a gate does and what it is worth, open loop: which experts run when, and the planning errors when other
+    experts are heard instead: each alone, every pair, all, chance, and the best pair for each moment by hindsight.
+    """
+    from automoe.engine.distributed import setup
+    from automoe.moe.checkpoint import load_driving_model
+    from automoe.stages.gate_report import arm_table, report_gate, usage_table
+
+    with setup(device) as dist:
+        driver = load_driving_model(checkpoint, dist.device)
+        said = report_gate(driver, data_root, out, dist, limit=limit, cache=token_cache)
+    print(arm_table(said))
+    print(usage_table(said))
+    print(f"Report: {out}")
 
 
 @app.command

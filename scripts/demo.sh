@@ -41,7 +41,7 @@ both() {  # name, function, name, function
   wait "$other" || { other=""; echo "error: $3 stopped, see above; the same line goes on from there." >&2; exit 1; }
   other=""
 }
-name_lines() { awk -v name="$1" '{ printf "%-9s| %s\n", name, $0; fflush() }'; }
+name_lines() { while IFS= read -r line || [ -n "$line" ]; do printf '%-9s| %s\n' "$1" "$line"; done; }
 stop_other() { if [ -n "$other" ]; then kill -TERM -- "-$other" 2>/dev/null || true; wait "$other" || true; fi; }
 trap stop_other EXIT
 trap 'exit 130' INT

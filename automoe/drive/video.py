@@ -30,7 +30,7 @@ from automoe.drive.simulator import Agent
 from automoe.errors import WorldError
 from automoe.experts.inference import TrainedExpert
 from automoe.files import atomic_file
-from automoe.report.pictures import Color, _font, _shorten, draw_boxes, fit_width, overlay_mask
+from automoe.report.pictures import Color, draw_boxes, fit_width, font_of, overlay_mask, shorten
 from automoe.world import polyline
 from automoe.world.carla_writer import LIGHT_METRES
 from automoe.world.contacts import Obstacles
@@ -285,17 +285,17 @@ def _caption(picture: np.ndarray, title: str, seen: Sequence[Seen]) -> np.ndarra
     """The title above, the experts that ran and what their colours mean below, on darkened ground."""
     height, width = picture.shape[:2]
     picture[:24] = picture[:24] // 3
-    words = [((10.0, 12.0), _shorten(title, width - 20, _font(13)), 13, INK, "lm")]
+    words = [((10.0, 12.0), shorten(title, width - 20, font_of(13)), 13, INK, "lm")]
     if seen:
         picture[height - 24 :] = picture[height - 24 :] // 3
         middle, x = height - 12.0, 10.0
         words.append(((x, middle), "seen by " + " + ".join(one.name for one in seen), 13, INK, "lm"))
-        x += _font(13).getlength(words[-1][1]) + 24
+        x += font_of(13).getlength(words[-1][1]) + 24
         explained = any(one.kind == "drivable" for one in seen)
         for name, color in zip(taxonomy.DRIVABLE[:2], taxonomy.DRIVABLE_COLORS) if explained else ():
             picture[height - 17 : height - 7, int(x) : int(x) + 10] = color
             words.append(((x + 15, middle), name, 13, SOFT, "lm"))
-            x += 15 + _font(13).getlength(name) + 16
+            x += 15 + font_of(13).getlength(name) + 16
     _write(picture, words)
     return picture
 
@@ -474,7 +474,7 @@ def _gate_block(panel: np.ndarray, words: list[Words], x: int, shown: Mapping[st
     top = 42.0 - step * len(probabilities) / 2
     for row, (name, share) in enumerate(probabilities.items()):
         y, ran = top + (row + 0.5) * step, weights.get(name, 0.0) > 0.0
-        words.append(((x, y), _shorten(name, 92, _font(13)), 13, INK if ran else SOFT, "lm"))
+        words.append(((x, y), shorten(name, 92, font_of(13)), 13, INK if ran else SOFT, "lm"))
         _bar(panel, x + 98, y, 108, share, ACCENT if ran else (84, 104, 132))
         words.append(((x + 246, y), f"{100 * share:.0f} %", 13, INK if ran else SOFT, "rm"))
 
@@ -483,7 +483,7 @@ def _speed_block(panel: np.ndarray, words: list[Words], x: int, speed: float, sh
     target, most = shown.get("target_speed"), 15.0
     number = f"{speed:.1f}"
     words.append(((x, 26.0), number, 28, INK, "lm"))
-    words.append(((x + _font(28).getlength(number) + 6, 31.0), "m/s", 14, SOFT, "lm"))
+    words.append(((x + font_of(28).getlength(number) + 6, 31.0), "m/s", 14, SOFT, "lm"))
     _bar(panel, x, 52, 122, speed / most, ACCENT)
     if target is not None:
         place = x + round(122 * min(target / most, 1.0))
@@ -557,7 +557,7 @@ def _score_block(panel: np.ndarray, words: list[Words], x: int, simulator: Embed
     if len(lines) > 2:
         lines = [f"{lines[0]}", f"and {len(lines) - 1} other kinds"]
     for row, line in enumerate(lines or ["no infractions"]):
-        said = _shorten(line, right - x, _font(13))
+        said = shorten(line, right - x, font_of(13))
         words.append(((x, 54.0 + 18 * row), said, 13, BAD if lines else GOOD, "lm"))
 
 
@@ -613,5 +613,5 @@ def _write(picture: np.ndarray, words: Sequence[Words]) -> None:
     sheet = Image.fromarray(picture)
     draw = ImageDraw.Draw(sheet)
     for place, text, size, color, anchor in words:
-        draw.text(place, text, fill=color, font=_font(size), anchor=anchor)
+        draw.text(place, text, fill=color, font=font_of(size), anchor=anchor)
     picture[:] = np.asarray(sheet)

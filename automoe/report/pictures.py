@@ -46,7 +46,7 @@ def draw_boxes(
     there is none, and for small boxes in a crowd, the colour alone tells the class.
     """
     height, width = image.shape[:2]
-    font = _font(font_size or max(11, round(height / 42)))
+    font = font_of(font_size or max(11, round(height / 42)))
     thickness = max(1, round(height / 360))
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
@@ -93,7 +93,7 @@ def overlay_mask(
 
 def legend(classes: Sequence[str], colors: Sequence[Color], width: int, font_size: int = 14) -> np.ndarray:
     """A strip `width` pixels wide with a coloured square and a name for each class, in as many lines as needed."""
-    font = _font(font_size)
+    font = font_of(font_size)
     step = round(font_size * 1.7)
     x, y, places = step // 2, step // 4, []
     for name in classes:
@@ -124,7 +124,7 @@ def contact_sheet(
 
     Draw boxes on pictures that are already `cell_width` wide (`fit_width`): lines and names then stay sharp.
     """
-    gap, font = 8, _font(14)
+    gap, font = 8, font_of(14)
     cells = [fit_width(image, cell_width) for image in images]
     columns = max(1, min(columns, len(cells)))
     caption_height = 24 if captions else 0
@@ -135,7 +135,7 @@ def contact_sheet(
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((gap, head / 2 + 4), title, fill=_INK, font=_font(20), anchor="lm")
+        draw.text((gap, head / 2 + 4), title, fill=_INK, font=font_of(20), anchor="lm")
     y = head + gap
     for number, (row, row_height) in enumerate(zip(rows, heights)):
         for column, cell in enumerate(row):
@@ -143,7 +143,7 @@ def contact_sheet(
             sheet.paste(Image.fromarray(cell), (x, y))
             index = number * columns + column
             if index < len(captions):
-                text = _shorten(captions[index], cell_width, font)
+                text = shorten(captions[index], cell_width, font)
                 draw.text((x + 2, y + cell.shape[0] + caption_height / 2), text, fill=_INK, font=font, anchor="lm")
         y += row_height + gap
     return np.asarray(sheet)
@@ -159,7 +159,7 @@ def stack_rows(pictures: Sequence[np.ndarray]) -> np.ndarray:
 def name_picture(image: np.ndarray, name: str) -> np.ndarray:
     """A picture with its name in the upper left corner."""
     picture = Image.fromarray(image)
-    font = _font(max(11, round(image.shape[0] / 16)))
+    font = font_of(max(11, round(image.shape[0] / 16)))
     ImageDraw.Draw(picture).text((6, 4), name, (255, 255, 255), font=font, stroke_width=2, stroke_fill=(0, 0, 0))
     return np.asarray(picture)
 
@@ -240,14 +240,16 @@ def _readable_on(color: Color) -> Color:
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
 
 
-def _shorten(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+def shorten(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+    """A text that is no wider than so many pixels, with an ellipsis where it was cut."""
     while text and font.getlength(text) > width:
         text = text[:-2].rstrip(" …") + "…"
     return text
 
 
 @lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """The font of all pictures at a size in pixels."""
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):  # Pillow was built without FreeType
         raise RuntimeError("Pillow has no FreeType support; install the ordinary Pillow wheel")

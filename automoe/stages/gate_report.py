@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from automoe.data.carla_prepared import TASK
-from automoe.data.sequences import CarlaSequences, collate
+from automoe.data.sequences import LIGHTS, CarlaSequences, ObservationBatch, collate
 from automoe.engine.distributed import Distributed
 from automoe.engine.loader import evaluation_loader, to_device
+from automoe.errors import CheckpointError
 from automoe.files import write_text
 from automoe.moe.cache import CachedTokens, TokenCache
 from automoe.moe.checkpoint import TrainedDriver
@@ -49,12 +50,30 @@ def arms_of(model: DrivingModel) -> dict[str, Router]:
     return {**arms, "uniform": uniform(), f"random {own}": drawn(own, 0)}
 
 
+CONSTANT = "constant velocity"
+"""The baseline beside all open-loop numbers: straight on at the present speed. It has errors and no planning loss."""
+
+
+def constant_velocity(observation: ObservationBatch, model: DrivingModel) -> Plan:
+    """A plan of a car that goes on as it does, straight ahead at its present speed."""
+    sequence, speed = model.config.sequence, observation.motion[:, -1, 0].nan_to_num(0.0)
+    times = speed.new_tensor(sequence.waypoint_seconds)
+    metres = torch.arange(1.0, sequence.path_metres + 1.0, device=speed.device).expand(len(speed), -1)
+    classes = len(model.config.planner.speeds)
+
+    def ahead(distance: Tensor) -> Tensor:
+        return torch.stack([distance, torch.zeros_like(distance)], dim=-1)
+
+    nothing = speed.new_zeros(len(speed), classes)
+    return Plan(ahead(metres), ahead(speed[:, None] * times), nothing, speed, speed.new_zeros(len(speed), len(LIGHTS)))
+
+
 class ArmScores:
     """Per arm: errors, and the planning loss of every sample, [N]."""
 
     def __init__(self, model: DrivingModel, times: Sequence[float]) -> None:
         self.arms = arms_of(model)
-        self.scores = {name: PlanningScores(times) for name in self.arms}
+        self.scores = {name: PlanningScores(times) for name in (*self.arms, CONSTANT)}
         self.losses: dict[str, list[float]] = {name: [] for name in self.arms}
         self.choices: list[list[bool]] = []
         self.probabilities: list[list[float]] = []
@@ -62,6 +81,7 @@ class ArmScores:
     @torch.no_grad()
     def add(self, model: DrivingModel, source: TokenSource, batch: Mapping[str, Any]) -> None:
         """A batch under every arm."""
+        self.scores[CONSTANT].add(constant_velocity(batch["observation"], model), batch["targets"], None)
         for name, router in self.arms.items():
             plan, routing = model(batch["observation"], source, router)
             self.scores[name].add(plan, batch["targets"], None)
@@ -123,6 +143,8 @@ def report_gate(
     """Score a gating checkpoint's arms on the validation set and choose the fixed pair on the training set; write
     `out` (JSON) and return its content."""
     model = driver.model
+    if not model.names:
+        raise CheckpointError(f"{driver.path} is of a policy without experts: it has no gate to look into.")
     train_info, val_info = prepare_splits(root, TASK, None, dist)
     config = model.config.sequence
     train = CarlaSequences(train_info.path, config, limit=limit)
@@ -168,6 +190,21 @@ def arm_table(said: Mapping[str, Any]) -> str:
     lines = []
     for name, errors in sorted(said["errors"].items(), key=lambda item: item[1][METRIC] or 0.0):
         mark = {said["best single"]: " (best single)", said["best fixed pair"]: " (best fixed pair)"}.get(name, "")
-        lines.append(f"{name + mark:<48} loss {said['loss'][name]:.3f}  {planning_words(errors)}")
+        loss = f"loss {said['loss'][name]:.3f}" if name in said["loss"] else f"{'-':>10}"
+        lines.append(f"{name + mark:<48} {loss}  {planning_words(errors)}")
     lines.append(f"{'oracle pair':<48} loss {said['oracle pair loss']:.3f}")
+    return "\n".join(lines)
+
+
+def usage_table(said: Mapping[str, Any]) -> str:
+    """Who runs when, as text, and what there is to say of the gate as a whole."""
+    names = said["experts"]
+    width = max(map(len, said["usage"]))
+    lines = [f"{'share of moments':<{width}} {'moments':>8} " + " ".join(f"{name:>14}" for name in names)]
+    for group, shares in said["usage"].items():
+        lines.append(f"{group:<{width}} {shares['moments']:>8} " + " ".join(f"{shares[name]:>14.2f}" for name in names))
+    words = "one set has nearly everything: the gate has collapsed" if said["collapsed"] else "the choice varies"
+    lines.append(
+        f"entropy {said['entropy']:.2f} nats; the commonest set {said['largest share of one set']:.2f}; {words}"
+    )
     return "\n".join(lines)

@@ -43,7 +43,15 @@ if TYPE_CHECKING:
     from automoe.world.vehicle import Control
 
 FORMAT_VERSION = 1
-TRAIN_TOWNS: tuple[str, ...] = tuple(f"carla-train-{index:02d}" for index in range(1, 9))
+MOST_TOWNS = 99
+
+
+def train_towns(count: int) -> tuple[str, ...]:
+    """The first `count` towns to train in."""
+    return tuple(f"carla-train-{index:02d}" for index in range(1, count + 1))
+
+
+TRAIN_TOWNS = train_towns(8)
 VAL_TOWNS: tuple[str, ...] = tuple(f"carla-val-{index:02d}" for index in range(1, 5))
 SPLITS = ("train", "val")
 FIRST_VAL = 900
@@ -90,6 +98,7 @@ class RunPlan:
     val_towns: tuple[str, ...] = VAL_TOWNS
     look: str = "carla"
     version: int = FORMAT_VERSION
+    lead_in: float = 0.0
 
     def town(self, split: str, index: int) -> str:
         towns = self.train_towns if split == "train" else self.val_towns
@@ -116,6 +125,8 @@ def export_carla(
     size: tuple[int, int] = (400, 300),
     save_every: int = run.SAVE_EVERY,
     cameras: Sequence[str] = run.CAMERAS,
+    towns: int = len(TRAIN_TOWNS),
+    lead_in: float = 0.0,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
@@ -123,8 +134,10 @@ def export_carla(
 
     seconds: of each run, at most. size: width and height of the pictures; 800 x 600 is that of public runs. save_every:
     ticks of 0.05 s from frame to frame. cameras: some of run.CAMERAS, the labelled one among them, and run.SHIFTED
-    beside them. progress: called with (runs done, runs in all). Returns the content of world.json. Raises WorldError
-    when `out` holds an export with other settings, or the world cannot be rendered.
+    beside them. towns: to train in, by turns. lead_in: up to so many seconds, drawn for each run, are driven before it
+    is recorded: otherwise all begin with a car that sets off. progress: called with (runs done, runs in all). Returns
+    the content of world.json. Raises WorldError when `out` holds an export with other settings, or the world cannot be
+    rendered.
     """
     out = Path(out)
     if not 1 <= runs <= FIRST_VAL or val_runs < 1 or seconds < 1 or save_every < 1:
@@ -132,11 +145,16 @@ def export_carla(
             f"an export needs 1 to {FIRST_VAL} training runs, a validation run, a second of each and a tick between "
             "frames at least"
         )
+    if not 1 <= towns <= MOST_TOWNS or lead_in < 0.0:
+        raise WorldError(f"an export is in 1 to {MOST_TOWNS} training towns, with a lead-in of 0 s or more")
     known = (*run.CAMERAS, run.SHIFTED)
     if run.LABELLED not in cameras or not set(cameras) <= set(known):
         raise WorldError(f"cameras are some of {', '.join(known)}, {run.LABELLED} among them, not {', '.join(cameras)}")
     chosen = tuple(name for name in known if name in cameras)
-    plan = RunPlan(seed, (int(size[0]), int(size[1])), float(seconds), int(save_every), runs, val_runs, chosen)
+    plan = RunPlan(
+        seed, (int(size[0]), int(size[1])), float(seconds), int(save_every), runs, val_runs, chosen,
+        train_towns(towns), lead_in=float(lead_in),
+    )  # fmt: skip
     check_settings(out, plan, folder_of("train", 0), "a run")
     begin(out, plan)
     waiting = [one for one in plan.runs() if not (out / folder_of(*one) / "config.json").is_file()]
@@ -201,7 +219,7 @@ class _Recorder:
         self.lidar = carla_lidar()
         self.writer = RunWriter(out / self.name)
         conditions = draw_conditions(self.rng)
-        self.route = _long_route(renderer.stage.town, self.rng, plan.seconds)
+        self.route = _long_route(renderer.stage.town, self.rng, plan.seconds + plan.lead_in)
         drive_seed = int(self.rng.integers(2**31))
         self.drive: Drive = Drive(renderer.stage, self.route, drive_seed, conditions, obstacles=obstacles)
         self.began, self.before = self.drive.scene.time, self.drive.car
@@ -213,6 +231,10 @@ class _Recorder:
         from automoe.world.autopilot import Autopilot
 
         pilot, touched, tick = Autopilot(), set(), 0
+        if self.plan.lead_in > 0.0:
+            for _ in range(int(self.rng.uniform(0.0, self.plan.lead_in) / run.TICK)):
+                self.drive.step(pilot.control(self.drive))
+            self.began = self.drive.scene.time
         for tick in range(round(self.plan.seconds / run.TICK)):
             self.before = before = self.drive.car
             control = pilot.control(self.drive)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,10 @@ def check_settings(out: Path, plan: Any, folder: str, holds: str) -> None:
             earlier = json.loads(path.read_text())["settings"]
         except (json.JSONDecodeError, KeyError) as problem:
             raise WorldError(f"{path} is damaged; remove {out} and export again") from problem
+        # What an older program's export doesn't tell is as it then was, which is the default.
+        usual = {one.name: one.default for one in fields(plan) if one.default is not MISSING}
         for key, value in settings_of(plan).items():
-            if earlier.get(key) != value:
+            if earlier.get(key, usual.get(key)) != value:
                 raise WorldError(
                     f"{out} holds an export with {key} {earlier.get(key)!r}, not {value!r}; choose another "
                     "directory or remove that one"

@@ -174,3 +174,25 @@ def test_a_camera_that_stands_aside_is_rendered_and_told(tmp_path: Path) -> None
         assert np.abs(front - aside).mean() > 1.0
     info = prepare(out, "frames", "train", tmp_path / "train", options={"cameras": ["front", SHIFTED]}, workers=1)
     np.testing.assert_allclose(TimeIndex.load(info.path).columns["shift"], shift)
+
+
+def test_a_run_may_begin_under_way_and_in_more_towns(tmp_path: Path) -> None:
+    """The earlier export, of a program that knew no lead-in, is gone on with where none is asked for."""
+    out = tmp_path / "raw"
+    export_carla(out, 3, 1, 5, seconds=1.0, size=SIZE, cameras=["front"], towns=3, lead_in=8.0, workers=1)
+    runs = [carla.read_run(folder) for folder in carla.find_runs(out)]
+    assert {run.town for run in runs[:3]} == {"carla-train-01", "carla-train-02", "carla-train-03"}
+    speeds = [run.steps[0].ego.speed for run in runs]
+    assert max(speeds) > 2.0
+    assert len(set(speeds)) == 4
+    assert all(run.steps[0].time == 0.0 and len(run.steps) == 4 for run in runs)
+    with pytest.raises(WorldError, match="export with lead_in"):
+        export_carla(out, 3, 1, 5, seconds=1.0, size=SIZE, cameras=["front"], towns=3, workers=1)
+    with pytest.raises(WorldError, match="1 to 99 training towns"):
+        export_carla(out, 3, 1, 5, towns=100)
+    old = tmp_path / "old"
+    export_carla(old, 1, 1, 0, seconds=1.0, size=SIZE, cameras=["front"], workers=1)
+    world = json.loads((old / "world.json").read_bytes())
+    del world["settings"]["lead_in"]
+    (old / "world.json").write_text(json.dumps(world))
+    export_carla(old, 1, 1, 0, seconds=1.0, size=SIZE, cameras=["front"], workers=1)
