@@ -16,8 +16,9 @@ from carla_server import MODULE, Actor, Client, Location, Rotation, Transform, V
 from automoe import cli
 from automoe.carla import collect as module
 from automoe.carla import frame, observe
-from automoe.carla.collect import CollectPlan, collect, connect, towns_of
+from automoe.carla.collect import CollectPlan, collect
 from automoe.carla.run import UNFINISHED, RunWriter
+from automoe.carla.server import connect, towns_of
 from automoe.data import carla as reader
 from automoe.errors import CollectError, WriteError
 

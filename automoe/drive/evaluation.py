@@ -110,15 +110,15 @@ def begin(driver: DriverSpec, task: RouteTask, seed: int) -> tuple[EmbeddedSimul
 def begun(driver: DriverSpec, task: RouteTask, seed: int) -> Iterator[tuple[Simulator, Agent]]:
     """`begin`, or for a CarlaTask the same on its server, which is afterwards as it was. Raises CollectError where a
     server fails or can't do what is wanted."""
-    from automoe.drive.carla_simulator import CarlaTask, carla_drive
-
-    if not isinstance(task, CarlaTask):
+    if not task.on_server:
         yield begin(driver, task, seed)
         return
     from automoe.drive.agent import ConstantVelocity, ModelAgent
+    from automoe.drive.carla_simulator import CarlaTask, carla_drive
     from automoe.drive.controllers import CARLA_CAR, Controller
     from automoe.moe.routers import named
 
+    assert isinstance(task, CarlaTask)
     assert task.file is not None
     drawn, controller, rig = 1000 * seed + task.number, Controller(CARLA_CAR), None
     agent: Agent = ConstantVelocity(CONSTANT_SPEED, controller)

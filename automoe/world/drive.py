@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from automoe.world import polyline, vehicle
+from automoe.world import vehicle
 from automoe.world.contacts import Obstacles, contacts, in_the_way, touching
 from automoe.world.motion import Traffic
 from automoe.world.route import Route
@@ -16,9 +16,6 @@ from automoe.world.vehicle import CarState, Control
 
 STEP = 0.05
 """Seconds from moment to moment: 20 a second, as in CARLA's synchronous mode."""
-
-PROGRESS = 15.0
-"""Metres ahead of where the ego was on its route at which it is looked for: no short cut completes a route."""
 
 
 class Drive:
@@ -73,6 +70,4 @@ class Drive:
         return replace(self.scene.ego, x=car.x, y=car.y, yaw=car.yaw, speed=car.speed)
 
     def _progress(self) -> None:
-        line, along, middle = self.route.line, self.route.along, np.array(self.car.middle)
-        here, _ = polyline.project_within(line, along, middle, self.station - 2.0, self.station + PROGRESS)
-        self.station = max(self.station, here)
+        self.station = self.route.advance(np.array(self.car.middle), self.station)
