@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # --- Tunables: set them here or in the environment. What is empty stays as the config has it. -------------------------
 RUN_NAME=${RUN_NAME:-base}            # the folder of the config and of the checkpoint: tiny, small, base or your own
 CONFIG=${CONFIG:-models/configs/gating_network/$RUN_NAME/config.json}
-DATA_ROOT=${DATA_ROOT:-datasets/carla/preprocessed}  # what `automoe prepare carla` made, or runs
+DATA_ROOT=${DATA_ROOT:-}              # what `automoe prepare carla` made, or runs; datasets/carla/preprocessed if nobody says
 WORLD_SIZE=${WORLD_SIZE:-1}           # processes on this machine; on a CPU they are CPU processes
 BATCH_SIZE=${BATCH_SIZE:-}            # per process
 LEARNING_RATE=${LEARNING_RATE:-}      # not scaled with the number of processes
@@ -60,14 +60,13 @@ fi
 "$PYTHON" training/lib/update_config.py "$CONFIG" \
   "data_root=$DATA_ROOT" "world_size=$WORLD_SIZE" "engine.batch_size=$BATCH_SIZE" \
   "engine.learning_rate=$LEARNING_RATE" "engine.epochs=$EPOCHS" "engine.num_workers=$NUM_WORKERS" \
-  ${EPOCHS:+"engine.max_steps=null" "engine.eval_every=1"} \
+  ${EPOCHS:+"engine.max_steps=null" "engine.eval_every=1"} "engine.seed=$SEED" "engine.max_steps=$MAX_STEPS" \
   --experts "${EXPERT_CHECKPOINTS[@]}"
 
-flags=(--config "$CONFIG" --data_root "$DATA_ROOT" --run_name "$RUN_NAME"
+flags=(--config "$CONFIG" --run_name "$RUN_NAME"
        --checkpoint_dir "$OUTPUT_ROOT/models/checkpoints/gating_network/$RUN_NAME" --world_size "$WORLD_SIZE"
        --device "$DEVICE" --resume "$RESUME" --output_root "$OUTPUT_ROOT")
-add --seed "$SEED"
-add --max_steps "$MAX_STEPS"
+add --data_root "$DATA_ROOT"
 add --limit "$LIMIT"
 # shellcheck disable=SC2206  # words on purpose
 flags+=($EXTRA_ARGS --expert_checkpoints "${EXPERT_CHECKPOINTS[@]}")

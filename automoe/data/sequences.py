@@ -217,6 +217,11 @@ def shift_pose(T_world_ego: np.ndarray, aside: float, turn: float) -> np.ndarray
     return T_world_ego @ np.array([[cos, -sin, 0, 0], [sin, cos, 0, aside], [0, 0, 1, 0], [0, 0, 0, 1.0]])
 
 
+def _at(wanted: float, time: np.ndarray, values: np.ndarray) -> float:
+    """What values [N], timed [N], are at a time; NaN after the last one."""
+    return float(np.interp(wanted, time, values)) if time[-1] >= wanted - 1e-6 else math.nan
+
+
 # --- the data set ---
 
 
@@ -337,7 +342,7 @@ class CarlaSequences(Dataset[dict[str, Any]]):
             path_known,
             waypoints.astype(np.float32),
             waypoints_known,
-            float(np.interp(self.config.speed_seconds, time, columns["speed"][after])),
+            _at(self.config.speed_seconds, time, columns["speed"][after]),
             columns["control"][row].astype(np.float32),
             int(self._lights[row]),
         )

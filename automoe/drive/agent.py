@@ -20,8 +20,8 @@ STOP_SHARE = 0.5
 
 
 class ModelAgent:
-    """Drives by a checkpoint's plans. A dead camera or a plan that isn't finite brings the car to a controlled stop,
-    and is counted in `trouble`; when the camera is back it drives on.
+    """Drives by a checkpoint's plans. A dead camera, a dead speedometer or a plan that isn't finite brings the car to a
+    controlled stop, and is counted in `trouble`; when the sensor is back it drives on.
 
     router: who decides which experts are heard; the model's gate if not given.
     """
@@ -42,9 +42,11 @@ class ModelAgent:
     def act(self, observation: Observation) -> Control:
         if observation.image.size == 0 and self.looks:
             return self._stop("dead camera", observation)
+        if not np.isfinite(observation.speed):
+            return self._stop("dead speedometer", observation)
         batch = batch_observations([observation], self.model.config.context.size)
         plan, routing = self.model(batch, self.source, self.router)
-        if not all(bool(torch.isfinite(one).all()) for one in (plan.path, plan.speed)):
+        if not all(bool(torch.isfinite(one).all()) for one in (plan.path, plan.waypoints, plan.speed)):
             return self._stop("plan not finite", observation)
         path = self._path = plan.path[0].numpy().astype(np.float64)
         target = self.target_speed(plan)

@@ -61,8 +61,8 @@ class Controller:
         return Control(throttle, self.steer(path, speed), brake)
 
     def stop(self, path: np.ndarray | None, speed: float) -> Control:
-        """A controlled stop, along a path while there is one."""
-        steer = 0.0 if path is None else self.steer(path, speed)
+        """A controlled stop, along a path while there is one; a speed that is not known is no reason to roll on."""
+        steer = 0.0 if path is None else self.steer(path, speed if math.isfinite(speed) else 0.0)
         brake = 1.0 if speed < 0.1 else self.config.comfortable / self.car.brake
         return Control(0.0, steer, min(brake, 1.0))
 

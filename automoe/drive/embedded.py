@@ -75,8 +75,8 @@ class EmbeddedSimulator:
     observations.
 
     camera: of the car; without one it is driven blind, and observations have no picture. ticks: of the world's clock
-    (`world.drive.STEP`) from frame to frame. dark_from: seconds after which the camera is dead, for tests and drills.
-    seed: of the camera's faults.
+    (`world.drive.STEP`) from frame to frame. dark: seconds from and until which the camera is dead, for tests
+    and drills. seed: of the camera's faults.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class EmbeddedSimulator:
         camera: Camera | None = None,
         *,
         ticks: int = 2,
-        dark_from: float | None = None,
+        dark: tuple[float, float] | None = None,
         seed: int = 0,
     ) -> None:
         self.drive, self.route, self.camera, self.ticks = drive, drive.route, camera, ticks
         self.frame_seconds = ticks * STEP
         self.referee = Referee(drive, route_id)
-        self.dark_from = dark_from
+        self.dark = dark
         self.began = drive.scene.time
         self._rng = np.random.default_rng([seed, 99])
 
@@ -123,7 +123,7 @@ class EmbeddedSimulator:
         )
 
     def _picture(self) -> np.ndarray:
-        if self.camera is None or (self.dark_from is not None and self.time >= self.dark_from):
+        if self.camera is None or (self.dark is not None and self.dark[0] <= self.time < self.dark[1]):
             return NOTHING_SEEN
         scene = self.drive.scene
         renderer = renderer_of(scene.stage, self.camera.width, self.camera.height)

@@ -24,6 +24,10 @@ from automoe.experts.inference import load_expert, network_input
 from automoe.experts.registry import build_expert
 from automoe.machine import cpu_has_bfloat16
 
+TOKENS_VERSION = 1
+"""Raised when what experts' `driving_tokens` say changes, or how a picture becomes their input: cached tokens of
+another version are not taken for these."""
+
 
 class Tokens(NamedTuple):
     """features [B, T, D] and positions [B, T, 2] of one expert on B pictures."""
@@ -42,7 +46,7 @@ class TokenSource(Protocol):
 class ExpertSpec:
     """Enough of an expert's checkpoint to build it again, and to know it: plain values.
 
-    kind: its registered name. size: of its input, height and width. source: the file it came from, for people.
+    kind: its registered name. size: of its input, height and width.
     """
 
     kind: str
@@ -51,7 +55,6 @@ class ExpertSpec:
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    source: str = ""
 
 
 class FrozenExpert(nn.Module):
@@ -95,7 +98,7 @@ class FrozenExpert(nn.Module):
         """A hash of everything that decides what it sees: 64 hexadecimal digits."""
         spec = self.spec
         shape = (spec.kind, sorted(spec.model_config.items()), spec.classes, spec.size)
-        told = (*shape, spec.mean, spec.std, self.in_bfloat16)
+        told = (TOKENS_VERSION, *shape, spec.mean, spec.std, self.in_bfloat16)
         found = hashlib.sha256(repr(told).encode())
         for name, value in sorted(self.model.state_dict().items()):
             found.update(name.encode())
@@ -119,7 +122,7 @@ def freeze_expert(path: Path | str, kind: str, size: tuple[int, int] | None = No
     preprocess = trained.payload["preprocess"]
     spec = ExpertSpec(
         kind, dict(trained.payload["model_config"]), tuple(trained.model.classes), size or trained.size,
-        tuple(preprocess["mean"]), tuple(preprocess["std"]), str(path),
+        tuple(preprocess["mean"]), tuple(preprocess["std"]),
     )  # fmt: skip
     return FrozenExpert(spec, trained.model)
 

@@ -55,13 +55,32 @@ class PlanningConfig(StageConfig):
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
     shifted: float = 0.5
 
+    def __post_init__(self) -> None:
+        if self.sequence.past:
+            raise ConfigError("sequence.past: who drives is told no past yet; leave it at 0.")
+        if self.gate.supervision == "none" and self.gate.top_k == 1:
+            raise ConfigError(
+                "gate: with top_k 1 the one expert has all the weight whatever the gate says, so the planning loss "
+                "teaches it nothing; give supervision utility, or a larger top_k."
+            )
+
 
 class PlanningStep(nn.Module):
-    """What the engine trains: a batch of `CarlaSequences` in, losses out. source: who knows the experts' tokens."""
+    """What the engine trains: a batch of `CarlaSequences` in, losses out. source: who knows the experts' tokens; hold:
+    parts of the model that learn nothing, and stay in eval mode."""
 
-    def __init__(self, model: DrivingModel, source: TokenSource | None) -> None:
+    def __init__(self, model: DrivingModel, source: TokenSource | None, hold: Sequence[str] = ()) -> None:
         super().__init__()
-        self.model, self.source = model, source
+        self.model, self.source, self.hold = model, source, tuple(hold)
+        for name in self.hold:
+            model.get_submodule(name).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> PlanningStep:
+        """Held parts keep their statistics, and drop nothing."""
+        super().train(mode)
+        for name in self.hold:
+            self.model.get_submodule(name).eval()
+        return self
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         observation, targets, model = batch["observation"], batch["targets"], self.model
@@ -85,9 +104,11 @@ class PlanningStep(nn.Module):
             losses["utility"] = utility_loss(routing.logits, utility, config.utility_temperature)
             losses["utility"] = losses["utility"] * config.utility_weight
         if config.balance_weight > 0.0:
-            losses["balance"] = balance_loss(routing) * config.balance_weight
+            # Of the gate's own choice: what is drawn at random is even by itself.
+            losses["balance"] = balance_loss(routing._replace(chosen=own)) * config.balance_weight
         # Under DDP every parameter has a gradient at every step, also that of an expert nobody listened to.
         unheard = torch.stack([p.float().sum() for p in model.adapters.parameters()]).sum() * 0.0
+        unheard = unheard + routing.logits.sum() * 0.0
         extra = [losses[key] for key in ("utility", "balance") if key in losses]
         losses["loss"] = losses["loss"] + unheard + sum(extra)
         return losses
@@ -123,7 +144,7 @@ class PlanningScores:
         hops = (plan.waypoints - targets.waypoints).norm(dim=-1)
         speed = (plan.speed - targets.speed).abs()
         for row in range(len(path)):
-            found = {"speed_mae": float(speed[row])}
+            found = {"speed_mae": float(speed[row])} if speed[row].isfinite() else {}
             known, reached = targets.path_known[row], targets.waypoints_known[row]
             if known.any():
                 found["path_error"] = float(path[row][known].mean())
@@ -207,7 +228,7 @@ def fill_cache(
 @dataclass(frozen=True)
 class PlanningJob:
     """One training of a driving model. experts: frozen, by name. start: weights to begin with, of a model with the same
-    experts; hold: prefixes of parameters that don't learn."""
+    experts; hold: parts of the model that don't learn."""
 
     component: str
     run_dir: Path
@@ -248,15 +269,13 @@ def train_planning(
     model = DrivingModel(shape, job.experts, pretrained=flags.pretrained and not resuming and job.start is None)
     if job.start is not None:
         model.load_state_dict(dict(job.start))
-    for name, parameter in model.named_parameters():
-        if name.startswith(job.hold) and job.hold:
-            parameter.requires_grad_(False)
     engine = from_dict(
         EngineConfig,
         {**config.engine, "metric": METRIC, "metric_mode": "min", "resume_command": command_line()},
         "engine",
     )
     size = config.context.size
+    step = PlanningStep(model, source, job.hold)
     dist.say(
         f"Training {job.component} on {len(train)} moments ({len(val)} for validation) of {root}, "
         f"{', '.join(job.experts) or 'no experts'}; run folder {job.run_dir}"
@@ -275,7 +294,7 @@ def train_planning(
     if asked is not None:
         meta["asked"] = dict(asked)
     result = fit(
-        PlanningStep(model, source),
+        step,
         dataset=train,
         collate=partial(collate, size=size),
         evaluate=PlanningEvaluation(val, size, source, config.eval_batch_size, engine.num_workers),

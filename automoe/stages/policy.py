@@ -11,6 +11,7 @@ import cyclopts
 from automoe.config import project_root
 from automoe.engine.distributed import setup
 from automoe.engine.loop import FitResult
+from automoe.errors import ConfigError
 from automoe.moe.checkpoint import load_driving_model
 from automoe.stages.planning import DEFAULT_ROOT, PlanningConfig, PlanningJob, train_planning
 from automoe.stages.train_expert import (
@@ -44,6 +45,8 @@ def train_policy(flags: Annotated[PolicyFlags, cyclopts.Parameter(name="*")] = P
     """Train the policy on one device or, under torchrun, on many. Leaves models/checkpoints/carla_policy/<run_name>/
     best.pth, which drives with nothing else at hand.
     """
+    if flags.blind and flags.gating_checkpoint is not None:
+        raise ConfigError("--blind and --gating_checkpoint exclude each other: the gate has a picture to look at.")
     output_root = flags.output_root or project_root()
     run_name = flags.run_name or default_run_name(flags)
     run_dir = output_root / "models" / "checkpoints" / COMPONENT / run_name
@@ -68,7 +71,7 @@ def train_policy(flags: Annotated[PolicyFlags, cyclopts.Parameter(name="*")] = P
             more = {
                 "experts": dict(gated.model.experts.items()),
                 "start": gated.model.state_dict(),
-                "hold": ("context.", "gate."),
+                "hold": ("context", "gate"),
                 "origin": {"source": {"source": str(gated.path.resolve())}, "start": gated.digest},
             }
         job = PlanningJob(

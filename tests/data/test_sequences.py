@@ -9,9 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from carla_runs import BEND_RADIUS, BEND_SPEED, BEND_STRIDE, BEND_TICK, write_bend, write_run
+from driving_models import model
 
 from automoe.carla.run import SHIFTED, run_name
+from automoe.data.images import decode_jpeg
 from automoe.data.prepared import PreparedInfo, prepare
 from automoe.data.sequences import (
     LIGHTS,
@@ -119,15 +122,38 @@ def test_nothing_of_the_future_is_in_an_observation(bends: Path, info: PreparedI
             cv2.imwrite(str(picture), np.ascontiguousarray(cv2.imread(str(picture))[:, ::-1]))
     changed = CarlaSequences(open_train(other, tmp_path / "train", val_towns=["Town02"]).path, config)
     true = CarlaSequences(info.path, config)
-    row = cut  # the first row of a run is its frame 0
-    place = {int(r): i for i, r in enumerate(true.rows)}[row]
-    place_changed = {int(r): i for i, r in enumerate(changed.rows)}[row]
-    mine, his = true[place], changed[place_changed]
-    for name in ("time", "image", "motion", "command", "route", "ambient"):
-        np.testing.assert_array_equal(getattr(mine["observation"], name), getattr(his["observation"], name))
-    assert mine["picture"] == his["picture"]
-    assert not np.allclose(mine["targets"].path, his["targets"].path)
-    assert mine["targets"].speed != his["targets"].speed
+    # The first row of a run is its frame 0. Every frame up to the cut, seen from the front and from aside.
+    driver = model("detection", "drivable").eval()
+    for row in range(config.past, cut + 1):
+        for aside in (False, True):
+            mine, his = (_moment(data, row, aside) for data in (true, changed))
+            for name in ("time", "image", "motion", "command", "route", "ambient"):
+                np.testing.assert_array_equal(getattr(mine, name), getattr(his, name))
+            plans = [driver(batch_observations([one], (32, 48))._replace(motion=_present(one))) for one in (mine, his)]
+            (plan, routing), (again, same) = plans
+            for one, other in ((plan.path, again.path), (plan.speed_logits, again.speed_logits)):
+                assert torch.equal(one, other)
+            assert torch.equal(routing.logits, same.logits)
+    before, after = true.targets(cut), changed.targets(cut)
+    assert not np.allclose(before.path, after.path)
+    assert before.speed != after.speed
+
+
+def _moment(data: CarlaSequences, row: int, aside: bool) -> Observation:
+    name, jpeg = data.picture(row, aside)
+    return data.observation(row, decode_jpeg(jpeg, name).image, aside)
+
+
+def _present(one: Observation) -> torch.Tensor:
+    return torch.from_numpy(one.motion[None, -1:])
+
+
+def test_a_speed_that_nobody_measured_is_not_made_up(info: PreparedInfo) -> None:
+    data = CarlaSequences(info.path, SequenceConfig(speed_seconds=1.0))
+    last = int(data.rows[-1])
+    assert data.targets(last).speed == pytest.approx(BEND_SPEED)
+    assert math.isnan(data.targets(last + 1).speed)
+    assert not data.targets(last + 1).waypoints_known[1:].any()
 
 
 def test_the_two_types_share_nothing_but_what_is_present() -> None:

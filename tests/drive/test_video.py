@@ -230,7 +230,7 @@ def test_pictures_of_any_shape_fit(size: tuple[int, int]) -> None:
 
 
 def test_a_dead_camera_is_filmed_as_one(drive, driver) -> None:
-    simulator = EmbeddedSimulator(drive, "r", rig_camera(RIG), dark_from=0.0)
+    simulator = EmbeddedSimulator(drive, "r", rig_camera(RIG), dark=(0.0, 1e9))
     agent = ModelAgent(driver)
     painter = video.Painter(simulator, agent, "policy", "r")
     observation = simulator.observe()

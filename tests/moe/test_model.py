@@ -9,13 +9,11 @@ import pytest
 import torch
 from driving_models import experts, model, observation, specs
 
-from automoe.data.sequences import TargetsBatch
 from automoe.engine import checkpoint
 from automoe.errors import CheckpointError, ConfigError
 from automoe.moe.cache import CachedTokens, TokenCache, fill
 from automoe.moe.checkpoint import load_driving_model
 from automoe.moe.model import DrivingConfig, DrivingModel
-from automoe.moe.planner import planning_losses
 from automoe.moe.routers import drawn, fixed, given, learned, uniform
 from automoe.moe.tokens import LiveTokens
 
@@ -145,22 +143,6 @@ def test_experts_and_config_must_agree() -> None:
         DrivingModel(DrivingConfig(specs("detection")), experts("drivable"))
     with pytest.raises(ConfigError, match="did you mean 'top_k'"):
         DrivingConfig.from_plain({"gate": {"topk": 2}})
-
-
-def test_the_future_moves_no_prediction() -> None:
-    """Targets of every kind are replaced; a plan is a function of the observation."""
-    driver, seen = model(*ALL).eval(), observation(2)
-    plan, routing = driver(seen)
-    for seed in range(2):
-        generator = torch.Generator().manual_seed(seed)
-        wanted = TargetsBatch(
-            torch.rand(2, 6, 2, generator=generator), torch.ones(2, 6).bool(), torch.rand(2, 4, 2),
-            torch.ones(2, 4).bool(), torch.rand(2) * 9, torch.rand(2, 3), torch.tensor([1, 3]),
-        )  # fmt: skip
-        planning_losses(plan, wanted, driver.planner)
-        again, same = driver(seen)
-        torch.testing.assert_close(again.path, plan.path, rtol=0, atol=0)
-        torch.testing.assert_close(same.logits, routing.logits, rtol=0, atol=0)
 
 
 def test_routers_choose_what_they_say() -> None:

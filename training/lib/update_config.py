@@ -40,7 +40,7 @@ def main(words: list[str]) -> None:
         place = config
         for folder in folders:
             place = place.setdefault(folder, {})
-        place[name] = plain(value)
+        place[name] = value if name == "data_root" else plain(value)
     checkpoints, experts = rest[split + 1 :], config.get("experts", {})
     if checkpoints and len(checkpoints) != len(experts):
         raise ConfigError(f"{path} names {len(experts)} experts, and {len(checkpoints)} checkpoints are given.")

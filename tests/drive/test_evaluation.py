@@ -1,0 +1,147 @@
+"""Driving many routes: what is kept, what is driven anew, and a camera that goes dark on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from driving_models import model
+
+from automoe.data.sequences import Observation
+from automoe.drive import evaluation
+from automoe.drive.agent import ModelAgent
+from automoe.drive.closed_loop import Timing, drive_route
+from automoe.drive.command import drive_command
+from automoe.drive.embedded import EmbeddedSimulator, rig_camera, staged
+from automoe.drive.evaluation import BUDGET, TEACHER, DriverSpec, drive_all, drive_once
+from automoe.drive.routes import generated_routes
+from automoe.engine import checkpoint
+from automoe.metrics.intervals import T_975, t_interval
+from automoe.moe.checkpoint import TrainedDriver, load_driving_model
+from automoe.moe.planner import Plan
+from automoe.world.drive import Drive
+from automoe.world.route import plan_route
+from automoe.world.traffic import Density
+
+MOUNT = [[1, 0, 0, 1.5], [0, 1, 0, 0], [0, 0, 1, 2.4], [0, 0, 0, 1]]
+RIG = {"cameras": {"front": {"size": [60, 80], "field_of_view": 90.0, "T_ego_mount": MOUNT}}}
+TOWN = "carla-val-01"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A driving model with random weights."""
+    path = tmp_path_factory.mktemp("driver") / "best.pth"
+    driver = model("drivable", "detection", top_k=1)
+    payload = {
+        "component": "gating_network", "model": driver.state_dict(), "model_config": driver.config.plain(), "rig": RIG,
+    }  # fmt: skip
+    checkpoint.save(path, payload)
+    return path
+
+
+def straight_on(driver: TrainedDriver, speed: float) -> None:
+    """Make a model plan to go straight on at a speed, whatever it sees."""
+    classes = torch.tensor(driver.model.config.planner.speeds)
+
+    def plan(context: torch.Tensor, *_: Any) -> Plan:
+        ahead = torch.stack([torch.arange(1.0, 21.0), torch.zeros(20)], dim=1)[None]
+        logits = -20.0 * (classes - speed).abs()[None]
+        return Plan(ahead, ahead[:, :4], logits, torch.tensor([speed]), torch.zeros(1, 4))
+
+    driver.model.planner.forward = plan  # type: ignore[method-assign]
+
+
+def test_a_route_survives_a_camera_that_goes_dark(saved: Path) -> None:
+    """It stops while it sees nothing, drives on when it sees again, and the record tells how often."""
+    stage, obstacles = staged(TOWN)
+    lane = max(stage.town.driving_lanes(), key=lambda lane: lane.length - 50 * abs(np.ptp(np.unwrap(lane.at(
+        np.linspace(5.0, lane.length - 5.0, 20))[1]))))  # fmt: skip
+    route = plan_route(stage.town, (lane.id,), 5.0, lane.length - 12.0)
+    nobody = Density(vehicles=0.001, parked=0.0, pedestrians=0.0, crossing=0.0, at_kerb=0.0)
+    driver = load_driving_model(saved)
+    straight_on(driver, 6.0)
+    drive = Drive(stage, route, 0, density=nobody, obstacles=obstacles)
+    simulator = EmbeddedSimulator(drive, "r", rig_camera(RIG), dark=(3.0, 8.0))
+    agent, speeds, timing = ModelAgent(driver), {}, Timing()
+
+    def watch(observation: Observation, control: Any) -> None:
+        speeds[round(observation.time, 1)] = observation.speed
+
+    record = drive_route(simulator, agent, "r", timing, watch)
+    assert agent.trouble == {"dead camera": 50}
+    assert speeds[3.0] > 4.0
+    assert speeds[7.9] == 0.0
+    assert max(speeds[time] for time in speeds if time > 10.0) > 4.0
+    assert record.completion == 100.0
+    assert not record.crashed
+    assert len(timing.agent) == len(speeds)
+
+
+def test_a_dead_speedometer_stops_the_car_too(saved: Path) -> None:
+    driver = load_driving_model(saved)
+    straight_on(driver, 6.0)
+    agent = ModelAgent(driver)
+    motion = np.array([[math.nan, math.nan]], np.float32)
+    image, route = np.zeros((60, 80, 3), np.uint8), np.full((2, 2), math.nan, np.float32)
+    control = agent.act(Observation(0.0, image, motion, -1, route, np.full(2, math.nan, np.float32)))
+    assert control.brake > 0.3
+    assert control.throttle == 0.0
+    assert agent.trouble == {"dead speedometer": 1}
+
+
+def test_drives_are_kept_until_something_changes(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = generated_routes(1, 60.0, [TOWN])
+    driver, out, driven = DriverSpec(TEACHER), tmp_path / "out", []
+
+    def counted(driver: DriverSpec, *rest: Any) -> Any:
+        driven.append(driver.name)
+        return drive_once(driver, *rest)
+
+    monkeypatch.setattr(evaluation, "drive_once", counted)
+    first = drive_all([driver], tasks, [0, 1], out, workers=1)
+    assert [result.seed for result in first] == [0, 1]
+    assert first[0].scored.driving_score == 100.0
+    assert first[0].frames > 0
+    assert drive_all([driver], tasks, [0, 1], out, workers=1) == first
+    assert len(driven) == 2
+    monkeypatch.setattr(evaluation, "code_digest", lambda: "another program")
+    drive_all([driver], tasks, [0], out, workers=1)
+    assert len(driven) == 3
+    assert DriverSpec("a", str(saved)).digest() == DriverSpec("b", str(saved)).digest()
+    assert DriverSpec("a", str(saved)).digest() != DriverSpec("a", str(saved), "uniform").digest()
+
+
+def test_what_is_written_is_what_was_driven(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = drive_command(
+        None, tmp_path, routes="generated", number=1, length=60.0, seeds=2, beside=["teacher"], workers=1
+    )
+    assert said == json.loads((tmp_path / "summary.json").read_bytes())
+    teacher = said["drivers"]["teacher"]
+    assert teacher["driving_score"] == 100.0
+    assert teacher["success_rate"] == 1.0
+    results = json.loads((tmp_path / "teacher" / "results.json").read_bytes())
+    assert results["_checkpoint"]["progress"] == [2, 2]
+    assert "teacher" in capsys.readouterr().out
+
+
+def test_a_frame_over_budget_is_counted() -> None:
+    timing = Timing([0.01, BUDGET + 0.01, 0.3], [])
+    assert timing.over(BUDGET) == 2
+
+
+def test_intervals_are_students() -> None:
+    from scipy import stats
+
+    np.testing.assert_allclose(T_975, stats.t.ppf(0.975, np.arange(1, 31)), atol=6e-4)
+    mean, half = t_interval([1.0, 2.0, 4.0])
+    assert mean == pytest.approx(7 / 3)
+    assert half == pytest.approx(4.303 * np.std([1, 2, 4], ddof=1) / math.sqrt(3), rel=1e-3)
+    assert math.isinf(t_interval([3.0])[1])
+    assert replace(DriverSpec("a"), router="uniform").router == "uniform"
