@@ -174,7 +174,7 @@ class Painter:
         self.experts: dict[str, TrainedExpert] = {}
         for name, expert in model.experts.items() if model is not None else ():
             self.experts[name] = TrainedExpert(
-                expert.model, expert.spec.size, expert.model.mean.device, Path(expert.spec.source), {}
+                expert.model, expert.spec.size, expert.model.mean.device, Path(driver), {}
             )
 
     def paint(self, observation: Observation, control: Control) -> np.ndarray:
