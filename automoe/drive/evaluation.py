@@ -29,6 +29,8 @@ from automoe.machine import available_cores
 from automoe.metrics.intervals import t_interval
 
 if TYPE_CHECKING:
+    from automoe.drive.agent import ModelAgent
+    from automoe.drive.controllers import Controller
     from automoe.drive.embedded import EmbeddedSimulator
     from automoe.drive.simulator import Agent, Simulator
 
@@ -100,21 +102,27 @@ class DriveResult:
 
 def begin(driver: DriverSpec, task: RouteTask, seed: int) -> tuple[EmbeddedSimulator, Agent]:
     """The simulator and the agent of one drive, both at its first moment: the same arguments give the same drive."""
-    from automoe.drive.agent import ConstantVelocity, ModelAgent
+    from automoe.drive.agent import ConstantVelocity
     from automoe.drive.embedded import EmbeddedSimulator, Teacher, begin_drive, rig_camera
-    from automoe.moe.routers import named
 
     name, route, drawn = task.name(seed), task.route(), 1000 * seed + task.number
     if driver.checkpoint is None:
         ticks = 1 if driver.name == TEACHER else 2
         simulator = EmbeddedSimulator(begin_drive(route, drawn), name, ticks=ticks)
         return simulator, Teacher(simulator) if driver.name == TEACHER else ConstantVelocity(CONSTANT_SPEED)
-    trained = _trained(driver.checkpoint)
-    blind = trained.model.config.context.blind
-    camera = None if blind and not trained.model.names else rig_camera(trained.rig)
-    simulator = EmbeddedSimulator(begin_drive(route, drawn), name, camera, seed=drawn)
+    agent = _model_agent(driver, drawn)
+    camera = rig_camera(agent.driver.rig) if agent.looks else None
+    return EmbeddedSimulator(begin_drive(route, drawn), name, camera, seed=drawn), agent
+
+
+def _model_agent(driver: DriverSpec, drawn: int, controller: Controller | None = None) -> ModelAgent:
+    """The agent of a driver with a checkpoint; drawn: what a router that draws begins with."""
+    from automoe.drive.agent import ModelAgent
+    from automoe.moe.routers import named
+
+    trained = _trained(str(driver.checkpoint))
     router = None if driver.router is None else named(driver.router, trained.model.names, drawn)
-    return simulator, ModelAgent(trained, router=router)
+    return ModelAgent(trained, controller, router)
 
 
 @contextmanager
@@ -124,20 +132,17 @@ def begun(driver: DriverSpec, task: RouteTask, seed: int) -> Iterator[tuple[Simu
     if not task.on_server:
         yield begin(driver, task, seed)
         return
-    from automoe.drive.agent import ConstantVelocity, ModelAgent
+    from automoe.drive.agent import ConstantVelocity
     from automoe.drive.carla_simulator import CarlaTask, carla_drive
     from automoe.drive.controllers import CARLA_CAR, Controller
-    from automoe.moe.routers import named
 
     assert isinstance(task, CarlaTask)
     assert task.file is not None
     drawn, controller, rig = 1000 * seed + task.number, Controller(CARLA_CAR), None
     agent: Agent = ConstantVelocity(CONSTANT_SPEED, controller)
     if driver.checkpoint is not None:
-        trained = _trained(driver.checkpoint)
-        router = None if driver.router is None else named(driver.router, trained.model.names, drawn)
-        agent = ModelAgent(trained, controller, router)
-        rig = trained.rig if agent.looks else None
+        agent = model_agent = _model_agent(driver, drawn, controller)
+        rig = model_agent.driver.rig if model_agent.looks else None
     client, carla = server_at(task.host, task.port)
     with carla_drive(client, carla, task.file, task.name(seed), rig, seed=drawn) as simulator:
         yield simulator, agent

@@ -37,24 +37,11 @@ class DrivingConfig:
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any], where: str = "model") -> DrivingConfig:
         """From a checkpoint's or a config's plain values. Raises ConfigError."""
-        experts = {
-            name: from_dict(ExpertSpec, dict(spec), f"{where}.experts.{name}")
-            for name, spec in dict(plain.get("experts", {})).items()
-        }
-        rest = {key: value for key, value in plain.items() if key != "experts"}
-        return cls(experts, **{name: getattr(from_dict(_Shape, rest, where), name) for name in rest})
+        return from_dict(cls, dict(plain), where)
 
     def plain(self) -> dict[str, Any]:
         """As JSON and checkpoints have it."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class _Shape:
-    context: ContextConfig = field(default_factory=ContextConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
-    planner: PlannerConfig = field(default_factory=PlannerConfig)
-    sequence: SequenceConfig = field(default_factory=SequenceConfig)
 
 
 class Adapter(nn.Module):

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from automoe.data.transforms import EvalTransform
-from automoe.engine import checkpoint
 from automoe.errors import CheckpointError
 from automoe.experts.expert import ImageExpert
 from automoe.experts.inference import load_expert, network_input
@@ -137,8 +136,3 @@ class LiveTokens:
     def __call__(self, expert: str, pictures: Sequence[Any]) -> Tokens:
         self.calls[expert] += len(pictures)
         return self.experts[expert](pictures)
-
-
-def load_weights_of(expert: FrozenExpert, state: dict[str, Tensor]) -> None:
-    """Strictly load an expert's weights. Raises CheckpointError naming what doesn't fit."""
-    checkpoint.load_weights(expert.model, state)

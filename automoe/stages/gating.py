@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import cyclopts
 
@@ -67,7 +67,7 @@ def load_gating_config(flags: GatingFlags) -> GatingConfig:
     """The config of the named run or profile with the flags on top. Raises ConfigError naming what is wrong."""
     config = load_stage_config(GatingConfig, COMPONENT, flags)
     path = flags.config or profile_path(COMPONENT, flags.profile)
-    entries = {name: _entry(entry, f"{path}: experts.{name}") for name, entry in config.experts.items()}
+    entries = config.experts
     if not entries:
         raise ConfigError(f"{path} names no experts: a gate has nothing to choose from.")
     if flags.expert_checkpoints is not None:
@@ -79,12 +79,6 @@ def load_gating_config(flags: GatingFlags) -> GatingConfig:
         given = zip(entries.items(), flags.expert_checkpoints)
         entries = {name: replace(entry, checkpoint=str(file)) for (name, entry), file in given}
     return replace(config, experts=entries)
-
-
-def _entry(plain: Any, where: str) -> ExpertEntry:
-    from automoe.config import from_dict
-
-    return from_dict(ExpertEntry, plain, where)
 
 
 def freeze_experts(entries: Mapping[str, ExpertEntry], root: Path) -> dict[str, FrozenExpert]:
@@ -120,8 +114,7 @@ def train_gating(flags: Annotated[GatingFlags, cyclopts.Parameter(name="*")] = G
                 f"--world_size is {flags.world_size}, and {dist.world_size} run; start them with `torchrun "
                 f"--nproc_per_node={flags.world_size} training/train_gating_network.py ...`."
             )
-        if (done := finished_before(run_dir, root, asked, flags)) is not None:
-            dist.say(f"Already finished, and what it was made from is gone: {run_dir / 'best.pth'} is kept.")
+        if (done := finished_before(run_dir, root, asked, flags, dist.say)) is not None:
             return done
         experts = freeze_experts(config.experts, output_root)
         digests = {name: expert.digest() for name, expert in experts.items()}

@@ -34,7 +34,7 @@ from automoe.moe.routers import given
 from automoe.moe.tokens import FrozenExpert, TokenSource
 from automoe.progress import progress_bar
 from automoe.stages.entry import command_line
-from automoe.stages.train_expert import StageConfig, TrainFlags, prepare_splits
+from automoe.stages.train_expert import StageConfig, TrainFlags, layer_groups, prepare_splits
 
 METRIC = "planning_error"
 """What selects best.pth: the mean distance of path and of waypoints (metres) and of the target speed (m/s), summed."""
@@ -303,30 +303,12 @@ def train_planning(
         log_dir=job.log_dir,
         meta=meta,
         dist=dist,
-        param_groups=planning_groups(model, engine, config.backbone_lr_factor),
+        param_groups=layer_groups(model, engine, config.backbone_lr_factor, backbone="stem"),
     )
     if dist.is_main:
         dist.say(f"{planning_words(result.metrics)} after {result.steps} steps ({result.seconds:.0f} s)")
         dist.say(f"Best weights: {job.run_dir / 'best.pth'}")
     return result
-
-
-def planning_groups(model: DrivingModel, engine: EngineConfig, stem_factor: float) -> list[dict[str, Any]]:
-    """The optimizer's groups: the stem at its own rate; biases, norms and lone vectors without weight decay."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((name.startswith("context.stem."), parameter.ndim > 1), []).append(parameter)
-    if not groups:
-        raise ConfigError("every parameter of the model is frozen: there is nothing to train.")
-    return [
-        {
-            "params": parameters,
-            "lr": engine.learning_rate * (stem_factor if in_stem else 1.0),
-            "weight_decay": engine.weight_decay if decays else 0.0,
-        }
-        for (in_stem, decays), parameters in groups.items()
-    ]
 
 
 def planning_words(metrics: Mapping[str, float | None]) -> str:

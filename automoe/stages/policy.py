@@ -53,8 +53,7 @@ def train_policy(flags: Annotated[PolicyFlags, cyclopts.Parameter(name="*")] = P
     root = flags.data_root or project_root() / DEFAULT_ROOT
     asked = what_is_asked(PlanningConfig, COMPONENT, root, flags)
     with setup(flags.device) as dist:
-        if (done := finished_before(run_dir, root, asked, flags)) is not None:
-            dist.say(f"Already finished, and what it was made from is gone: {run_dir / 'best.pth'} is kept.")
+        if (done := finished_before(run_dir, root, asked, flags, dist.say)) is not None:
             return done
         config = load_stage_config(PlanningConfig, COMPONENT, flags)
         if flags.shifted is not None:

@@ -205,8 +205,7 @@ def train_expert(stage: ExpertStage[Any], data_root: Path | None, flags: TrainFl
     root = data_root or project_root() / stage.default_root
     asked = what_is_asked(stage.config_type, stage.component, root, flags)
     with setup(flags.device) as dist:
-        if (done := finished_before(run_dir, root, asked, flags)) is not None:
-            dist.say(f"Already finished, and what it was made from is gone: {run_dir / 'best.pth'} is kept.")
+        if (done := finished_before(run_dir, root, asked, flags, dist.say)) is not None:
             return done
         config = stage.configure(flags)
         seed = int(config.engine.get("seed", 0))
@@ -252,9 +251,11 @@ def what_is_asked(config_type: type[StageConfig], component: str, root: Path, fl
     return json.loads(json.dumps({**own, "data_root": str(root.resolve())}, default=str))
 
 
-def finished_before(run_dir: Path, root: Path, asked: Mapping[str, Any], flags: TrainFlags) -> FitResult | None:
+def finished_before(
+    run_dir: Path, root: Path, asked: Mapping[str, Any], flags: TrainFlags, say: Callable[[str], None]
+) -> FitResult | None:
     """The result of a run that its manifest calls finished and that is what is asked for, if what it was made from,
-    the data or the source expert, is no longer there to compare; None otherwise."""
+    the data or the source expert, is no longer there to compare, and a sentence about it; None otherwise."""
     if flags.resume != "auto":
         return None
     manifest = read_manifest(run_dir)
@@ -262,7 +263,10 @@ def finished_before(run_dir: Path, root: Path, asked: Mapping[str, Any], flags: 
         return None
     source = (manifest.get("source") or {}).get("source")
     gone = not root.exists() or (source is not None and not Path(source).is_file())
-    return FitResult(**manifest["result"]) if gone else None
+    if not gone:
+        return None
+    say(f"Already finished, and what it was made from is gone: {run_dir / 'best.pth'} is kept.")
+    return FitResult(**manifest["result"])
 
 
 def default_run_name(flags: TrainFlags) -> str:
@@ -340,12 +344,15 @@ def checkpoint_meta(stage: ExpertStage[Any], model: Expert, config: StageConfig,
     }
 
 
-def layer_groups(model: Expert, engine: EngineConfig, backbone_factor: float) -> list[dict[str, Any]]:
-    """Parameter groups for the optimizer: the backbone at its own rate; biases and norms without weight decay."""
+def layer_groups(
+    model: nn.Module, engine: EngineConfig, backbone_factor: float, backbone: str = "backbone"
+) -> list[dict[str, Any]]:
+    """Parameter groups for the optimizer: the backbone, any module of that name, at its own rate; biases, norms and
+    lone vectors without weight decay."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(("backbone" in name.split("."), parameter.ndim > 1), []).append(parameter)
+            groups.setdefault((backbone in name.split("."), parameter.ndim > 1), []).append(parameter)
     if not groups:
         raise ConfigError("every parameter of the model is frozen; lower model.frozen_stages.")
     return [
