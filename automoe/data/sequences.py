@@ -24,6 +24,7 @@ from automoe.carla import run
 from automoe.data.carla_prepared import TASK, TimeIndex
 from automoe.data.images import decode_jpeg
 from automoe.data.prepared import PreparedInfo, open_rows
+from automoe.data.transforms import ColorConfig
 from automoe.errors import ConfigError, DataError
 
 LIGHTS = ("none", "green", "yellow", "red")
@@ -229,21 +230,29 @@ class CarlaSequences(Dataset[dict[str, Any]]):
     """Moments of prepared CARLA runs: an item has `observation`, `targets`, `picture` (its key in a cache), `sample_id`
     and `index`. It costs one decoded picture; all that is future comes from the time index.
 
-    A key is an index, or (epoch, index); the epoch changes nothing. In training (shifted above 0), about that share of
-    the moments is seen by the camera that stands aside (`carla.run.SHIFTED`), always the same ones for a seed: each
-    moment is one picture that frozen experts have to look at.
+    A key is an index, or (epoch, index). In training (shifted above 0), about that share of the moments is seen by the
+    camera that stands aside (`carla.run.SHIFTED`): with `fixed` always the same ones for a seed, so that each moment is
+    one picture that frozen experts have to look at, otherwise others in every epoch.
 
     Raises DataError where the set is none of CARLA frames, or has no sequences.
     """
 
     def __init__(
-        self, path: Path | str, config: SequenceConfig, *, shifted: float = 0.0, seed: int = 0, limit: int | None = None
+        self,
+        path: Path | str,
+        config: SequenceConfig,
+        *,
+        shifted: float = 0.0,
+        fixed: bool = True,
+        colors: ColorConfig | None = None,
+        seed: int = 0,
+        limit: int | None = None,
     ) -> None:
-        """limit: use only so many moments, spread evenly."""
+        """colors: how far the observations' pictures are varied. limit: use only so many moments, spread evenly."""
         self.info = PreparedInfo.load(path)
         if self.info.task != TASK:
             raise DataError(f"{path} is prepared for {self.info.task}, not for {TASK}")
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.fixed, self.colors = config, seed, fixed, colors
         cameras = list(self.info.options["cameras"])
         self._camera = cameras.index(run.LABELLED)
         self._aside = cameras.index(run.SHIFTED) if run.SHIFTED in cameras else None
@@ -285,10 +294,12 @@ class CarlaSequences(Dataset[dict[str, Any]]):
         return {**self.__dict__, "_table": None}  # workers map the files themselves
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        index = key[1] if isinstance(key, tuple) else key
-        row, aside = self.moment(index)
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        row, aside = self.moment(index, epoch)
         name, jpeg = self.picture(row, aside)
         image = decode_jpeg(jpeg, f"{name} of {self.info.path}").image
+        if self.colors is not None:
+            image = self.colors.recolor(image, np.random.default_rng([self.seed, 43, epoch, index]))
         return {
             "observation": self.observation(row, image, aside),
             "targets": self.targets(row, aside),
@@ -297,9 +308,12 @@ class CarlaSequences(Dataset[dict[str, Any]]):
             "index": index,
         }
 
-    def moment(self, index: int) -> tuple[int, bool]:
+    def moment(self, index: int, epoch: int = 0) -> tuple[int, bool]:
         """The row of an index, and whether it is seen from aside."""
-        return int(self.rows[index]), bool(self._from_aside[index])
+        if self.fixed or self.shifted == 0.0:
+            return int(self.rows[index]), bool(self._from_aside[index])
+        rng = np.random.default_rng([self.seed, 42, epoch, index])
+        return int(self.rows[index]), bool(rng.uniform() < self.shifted)
 
     def picture(self, row: int, aside: bool = False) -> tuple[str, bytes]:
         """The name of a row's frame and the JPEG of its front camera, or of the one that stands aside."""

@@ -25,15 +25,56 @@ _RGB_OF_YIQ = np.linalg.inv(_YIQ)
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
-    """How far training pictures are varied.
+class ColorConfig:
+    """How far the colours of training pictures are varied.
+
+    Attributes:
+        brightness, contrast, saturation, gamma: greatest relative change; hue: greatest turn in degrees.
+        blur: probability of a slight blur.
+    """
+
+    brightness: float = 0.25
+    contrast: float = 0.25
+    saturation: float = 0.3
+    hue: float = 8.0
+    gamma: float = 0.2
+    blur: float = 0.1
+
+    def __post_init__(self) -> None:
+        self._check_shares("brightness contrast saturation gamma blur")
+
+    def _check_shares(self, names: str) -> None:
+        for name in names.split():
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"augment.{name} must lie between 0 and 1, not {getattr(self, name)}")
+
+    def recolor(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A picture, uint8 [H, W, 3] RGB, in other colours."""
+        brightness, contrast, saturation, gamma = (
+            1 + rng.uniform(-1, 1) * strength
+            for strength in (self.brightness, self.contrast, self.saturation, self.gamma)
+        )
+        turn = math.radians(rng.uniform(-1, 1) * self.hue)
+        blurred, sigma = rng.uniform() < self.blur, rng.uniform(0.4, 1.2)
+        # One 3x4 matrix for saturation, hue, contrast and brightness, then one table for gamma: two cheap
+        # passes.
+        colors = np.empty((3, 4))
+        colors[:, :3] = brightness * contrast * _color_matrix(saturation, turn)
+        colors[:, 3] = brightness * (1 - contrast) * 128
+        image = cv2.transform(image, colors)
+        table = 255 * (np.arange(256) / 255) ** gamma
+        image = cv2.LUT(image, table.round().astype(np.uint8))
+        return cv2.GaussianBlur(image, (5, 5), sigma) if blurred else image
+
+
+@dataclass(frozen=True)
+class AugmentConfig(ColorConfig):
+    """How far training pictures are varied: their colours, and what follows.
 
     Attributes:
         scale: range of the zoom, 1 = the whole image just fits the network's input; log-uniform.
         stretch: greatest relative change of the aspect ratio.
         flip: probability of a mirror image.
-        brightness, contrast, saturation, gamma: greatest relative change; hue: greatest turn in degrees.
-        blur: probability of a slight blur.
         min_visible: a box of which the crop leaves a smaller share of its area becomes ignored.
         min_pixels: a box smaller than this (root of its area, network pixels) becomes ignored.
     """
@@ -41,23 +82,15 @@ class AugmentConfig:
     scale: tuple[float, float] = (0.8, 1.6)
     stretch: float = 0.1
     flip: float = 0.5
-    brightness: float = 0.25
-    contrast: float = 0.25
-    saturation: float = 0.3
-    hue: float = 8.0
-    gamma: float = 0.2
-    blur: float = 0.1
     min_visible: float = 0.25
     min_pixels: float = 2.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.scale
         if not 0 < low <= high:
             raise ConfigError(f"augment.scale must be two rising positive numbers, not {self.scale}")
-        shares = "stretch flip brightness contrast saturation gamma blur min_visible"
-        for name in shares.split():
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"augment.{name} must lie between 0 and 1, not {getattr(self, name)}")
+        self._check_shares("stretch flip min_visible")
 
 
 class Transform(Protocol):
@@ -138,22 +171,7 @@ class TrainTransform:
         return mirror(matrix, self.size[1]) if rng.uniform() < config.flip else matrix
 
     def recolor(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        config = self.augment
-        brightness, contrast, saturation, gamma = (
-            1 + rng.uniform(-1, 1) * strength
-            for strength in (config.brightness, config.contrast, config.saturation, config.gamma)
-        )
-        turn = math.radians(rng.uniform(-1, 1) * config.hue)
-        blurred, sigma = rng.uniform() < config.blur, rng.uniform(0.4, 1.2)
-        # One 3x4 matrix for saturation, hue, contrast and brightness, then one table for gamma: two cheap
-        # passes.
-        colors = np.empty((3, 4))
-        colors[:, :3] = brightness * contrast * _color_matrix(saturation, turn)
-        colors[:, 3] = brightness * (1 - contrast) * 128
-        image = cv2.transform(image, colors)
-        table = 255 * (np.arange(256) / 255) ** gamma
-        image = cv2.LUT(image, table.round().astype(np.uint8))
-        return cv2.GaussianBlur(image, (5, 5), sigma) if blurred else image
+        return self.augment.recolor(image, rng)
 
 
 class MovedBoxes(NamedTuple):

@@ -32,6 +32,12 @@ from automoe.metrics.detection import DetectionMetrics
 COMMON = 50
 """A class with fewer true boxes than this is left out of AP50_common: its AP is mostly luck."""
 
+DRIVING_BOXES = 50
+"""At most so many boxes of a picture are told to a policy, the surest ones."""
+
+PATCH = 4
+"""Pixels a side of what a policy is shown of each."""
+
 
 @dataclass(frozen=True)
 class DetectionConfig:
@@ -149,10 +155,13 @@ class DetectionExpert(ImageExpert):
         return out
 
     def driving_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """A token a query: its state, its classes' probabilities, and the width and height of its box."""
+        """A token for each of the surest boxes: its query's state, its classes' probabilities, its width and height,
+        and the picture within it in `PATCH` x `PATCH` pixels: no class says what colour a light has."""
         outputs = self(self.normalise(images))
-        boxes = outputs["boxes"][-1]
-        return torch.cat([outputs["tokens"], outputs["logits"][-1].sigmoid(), boxes[..., 2:]], dim=-1), boxes[..., :2]
+        scores = outputs["logits"][-1].sigmoid()
+        best = scores.amax(dim=-1).topk(min(DRIVING_BOXES, scores.shape[1]), dim=1).indices
+        boxes, states, scores = (rows_at(one, best) for one in (outputs["boxes"][-1], outputs["tokens"], scores))
+        return torch.cat([states, scores, boxes[..., 2:], patches(images, boxes)], dim=-1), boxes[..., :2]
 
     def make_criterion(self, reduce_count: CountReducer) -> DetectionCriterion:
         return DetectionCriterion(self.config, reduce_count)
@@ -386,6 +395,17 @@ def postprocess_detections(
         raw = torch.minimum(((xyxy - offset) / stretch).clamp(min=0), bound)
         found.append({"boxes": raw.cpu(), "scores": scores.cpu(), "labels": label.cpu()})
     return found
+
+
+def patches(images: Tensor, boxes: Tensor) -> Tensor:
+    """What is within boxes [B, N, 4] (normalised cxcywh) of uint8 images [B, 3, H, W], in `PATCH` x `PATCH` pixels:
+    [B, N, 3 * PATCH ** 2], from -1 to 1."""
+    steps = (torch.arange(PATCH, device=boxes.device) + 0.5) / PATCH - 0.5
+    x = boxes[..., 0, None] + steps * boxes[..., 2, None]
+    y = boxes[..., 1, None] + steps * boxes[..., 3, None]
+    places = torch.stack([x[:, :, None, :].expand(-1, -1, PATCH, -1), y[..., None].expand(-1, -1, -1, PATCH)], dim=-1)
+    found = F.grid_sample(images.float() / 127.5 - 1.0, places.flatten(2, 3) * 2.0 - 1.0, align_corners=False)
+    return found.permute(0, 2, 1, 3).flatten(2)
 
 
 @register_expert("detection")

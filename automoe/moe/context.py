@@ -49,10 +49,17 @@ class ContextConfig:
 
 
 class Context(NamedTuple):
-    """vector [B, D]: everything in one; tokens [B, S, D]: the stem's map and, last, the car's state."""
+    """vector [B, D]: everything in one, for the gate; state [B, D]: what the car knows without looking; tokens
+    [B, S, D]: the stem's map and, last, the state; speed [B]: m/s as far as it was told, 0 where it was not.
+
+    A planner is given state and tokens. The vector holds a summary of the whole picture, by which places are easily
+    recognised: who plans by it learns the training towns by heart.
+    """
 
     vector: Tensor
+    state: Tensor
     tokens: Tensor
+    speed: Tensor
 
 
 class ContextEncoder(nn.Module):
@@ -72,9 +79,10 @@ class ContextEncoder(nn.Module):
             mean, std = (torch.tensor(value).view(1, 3, 1, 1) * 255 for value in (self.stem.mean, self.stem.std))
             self.register_buffer("mean", mean, persistent=False)
             self.register_buffer("std", std, persistent=False)
-            self.project = nn.Linear(self.stem.channels[0], dim)
+            channels = self.stem.channels[0]
+            self.project = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim))
             self.position = nn.Linear(dim, dim)
-            self.glance = nn.Linear(self.stem.channels[0], dim)
+            self.glance = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim))
         self.command = nn.Embedding(len(CARLA_COMMANDS) + 1, dim)  # the last one: nobody said
         told = 4 * (past + 1) + 3 * ROUTE_POINTS + 2 * len(AMBIENT)
         self.state = nn.Sequential(nn.Linear(told, dim), nn.SiLU(), nn.Linear(dim, dim))
@@ -82,22 +90,27 @@ class ContextEncoder(nn.Module):
 
     def forward(self, observation: ObservationBatch) -> Context:
         command = observation.command.clamp(min=-1) % self.command.num_embeddings
-        state = self.state(self._numbers(observation)) + self.command(command)
+        motion = self._told(observation.motion)
+        speed = motion[:, -1, 0].nan_to_num(0.0)
+        state = self.state(self._numbers(motion, observation)) + self.command(command)
         if self.config.blind:
-            vector = self.join(state)
-            return Context(vector, vector[:, None])
+            return Context(self.join(state), state, state[:, None], speed)
         (feature_map,) = self.stem((observation.image.float() - self.mean) / self.std)
         cells, positions = grid_tokens(feature_map)
-        spots = self.position(position_encoding(positions, self.project.out_features))
+        spots = self.position(position_encoding(positions, self.position.in_features))
         vector = self.join(state + self.glance(feature_map.mean(dim=(2, 3))))
-        return Context(vector, torch.cat([self.project(cells) + spots, vector[:, None]], dim=1))
+        return Context(vector, state, torch.cat([self.project(cells) + spots, state[:, None]], dim=1), speed)
 
-    def _numbers(self, observation: ObservationBatch) -> Tensor:
+    def _told(self, motion: Tensor) -> Tensor:
+        """The motion [B, P + 1, 2], in training hidden from some."""
+        if not (self.training and self.config.speed_dropout > 0.0):
+            return motion
+        hidden = torch.rand(len(motion), 1, 1, device=motion.device) < self.config.speed_dropout
+        return motion.masked_fill(hidden, float("nan"))
+
+    def _numbers(self, motion: Tensor, observation: ObservationBatch) -> Tensor:
         """The car's state, each number with whether it is known: [B, N]."""
-        motion = observation.motion / observation.motion.new_tensor([SPEED_SCALE, 1.0])
-        if self.training and self.config.speed_dropout > 0.0:
-            hidden = torch.rand(len(motion), 1, 1, device=motion.device) < self.config.speed_dropout
-            motion = motion.masked_fill(hidden, float("nan"))
+        motion = motion / motion.new_tensor([SPEED_SCALE, 1.0])
         route = observation.route
         distance = route.norm(dim=-1, keepdim=True).clamp(min=1e-6)
         route = route * (ROUTE_FARTHEST / distance).clamp(max=1.0) / ROUTE_SCALE

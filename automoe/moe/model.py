@@ -93,14 +93,14 @@ class DrivingModel(nn.Module):
     ) -> tuple[Plan, Routing | None]:
         """What follows from a context, whatever else is made of it; arguments as of `forward`."""
         if self.gate is None:
-            return self.planner(context.vector, context.tokens), None
+            return self.planner(context, context.tokens), None
         routing = self.gate(context.vector) if router is None else router(self.gate, context.vector)
         heard = self.hear(pictures, routing, source or LiveTokens(self.experts))
         rows = [torch.cat([own, *parts]) for own, parts in zip(context.tokens, heard)]
         count = torch.tensor([len(row) for row in rows], device=context.tokens.device)
         tokens = pad_sequence(rows, batch_first=True)
         absent = torch.arange(tokens.shape[1], device=tokens.device) >= count[:, None]
-        return self.planner(context.vector, tokens, absent), routing
+        return self.planner(context, tokens, absent), routing
 
     def hear(self, pictures: list[Any], routing: Routing, source: TokenSource) -> list[list[Tensor]]:
         """For each of B moments the tokens [T, D] of the experts that were chosen for it, as loud as their weights."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from automoe.data.sequences import LIGHTS, SequenceConfig, TargetsBatch
 from automoe.errors import ConfigError
+from automoe.moe.context import Context
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,10 @@ class Plan(NamedTuple):
 
 
 class Planner(nn.Module):
-    """Context vectors [B, D] and tokens [B, S, D] to a `Plan`."""
+    """A `Context` and tokens [B, S, D], its own and those of experts, to a `Plan`."""
 
     speeds: Tensor
+    times: Tensor
 
     def __init__(self, config: PlannerConfig, sequence: SequenceConfig) -> None:
         super().__init__()
@@ -70,19 +72,22 @@ class Planner(nn.Module):
         self.pace = nn.Linear(dim, len(config.speeds))
         self.light = nn.Linear(dim, len(LIGHTS))
         self.register_buffer("speeds", torch.tensor(config.speeds), persistent=False)
+        self.register_buffer("times", torch.tensor(sequence.waypoint_seconds), persistent=False)
 
-    def forward(self, context: Tensor, tokens: Tensor, absent: Tensor | None = None) -> Plan:
+    def forward(self, context: Context, tokens: Tensor, absent: Tensor | None = None) -> Plan:
         """absent: bool [B, S], tokens that are padding."""
         points = self.sequence.path_metres
-        queries = self.queries + context[:, None]
+        queries = self.queries + context.state[:, None]
         states = self.decoder(queries, tokens, memory_key_padding_mask=absent).float()
         path, hops, (pace, light) = states[:, :points], states[:, points:-2], states[:, -2:].unbind(1)
-        # Straight on unless something is said, a metre after a metre: errors are those of a bend, not of a place.
+        # Straight on unless something is said, a metre after a metre, and at the speed that the car has: errors are
+        # those of a bend or a change, not of a place.
         ahead = states.new_tensor([1.0, 0.0])
+        reached = context.speed[:, None, None] * self.times[:, None] * ahead
         logits = self.pace(pace)
         return Plan(
             (self.step(path) + ahead).cumsum(dim=1),
-            self.hop(hops).cumsum(dim=1),
+            self.hop(hops).cumsum(dim=1) + reached,
             logits,
             (logits.softmax(dim=-1) * self.speeds).sum(dim=-1),
             self.light(light),

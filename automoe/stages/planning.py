@@ -20,6 +20,7 @@ from automoe.config import from_dict
 from automoe.data.carla_prepared import TASK
 from automoe.data.images import decode_jpeg
 from automoe.data.sequences import CarlaSequences, SequenceConfig, collate, picture_key
+from automoe.data.transforms import ColorConfig
 from automoe.engine.config import EngineConfig
 from automoe.engine.distributed import Distributed
 from automoe.engine.loader import evaluation_loader, to_device
@@ -46,7 +47,8 @@ DEFAULT_ROOT = "datasets/carla/preprocessed"
 class PlanningConfig(StageConfig):
     """A config.json of what drives; `model` and `backbone_lr_factor` are StageConfig's, the latter the stem's.
 
-    shifted: share of training moments that are seen from aside (`carla.run.SHIFTED`).
+    shifted: share of training moments that are seen from aside (`carla.run.SHIFTED`). augment: of the stem's pictures;
+    frozen experts look at each picture as it is.
     """
 
     context: ContextConfig = field(default_factory=ContextConfig)
@@ -54,6 +56,7 @@ class PlanningConfig(StageConfig):
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
     shifted: float = 0.5
+    augment: ColorConfig = field(default_factory=ColorConfig)
 
     def __post_init__(self) -> None:
         if self.sequence.past:
@@ -248,7 +251,10 @@ def train_planning(
     config = job.config
     seed = int(config.engine.get("seed", 0))
     train_info, val_info = prepare_splits(root, TASK, flags.prepared_dir, dist)
-    train = CarlaSequences(train_info.path, config.sequence, shifted=config.shifted, seed=seed, limit=flags.limit)
+    train = CarlaSequences(
+        train_info.path, config.sequence, shifted=config.shifted, fixed=bool(job.experts), colors=config.augment,
+        seed=seed, limit=flags.limit,
+    )  # fmt: skip
     val = CarlaSequences(val_info.path, config.sequence, limit=flags.limit)
     towns = set(train.times.words["town"]) & set(val.times.words["town"])
     if towns:

@@ -29,6 +29,7 @@ from automoe.data.sequences import (
     shift_pose,
     small_image,
 )
+from automoe.data.transforms import ColorConfig
 from automoe.errors import ConfigError, DataError
 
 
@@ -87,6 +88,20 @@ def test_who_stands_aside_has_the_same_way_before_him(info: PreparedInfo) -> Non
         his["observation"].route[0], (mine["observation"].route[0] + [0.0, 0.8]) @ back.T, atol=1e-4
     )
     np.testing.assert_array_equal(his["observation"].motion, mine["observation"].motion)
+
+
+def test_without_a_cache_each_epoch_sees_a_moment_anew(info: PreparedInfo) -> None:
+    """From elsewhere, and in other colours; the same epoch always the same."""
+    data = CarlaSequences(info.path, SequenceConfig(), shifted=0.5, fixed=False, colors=ColorConfig(), seed=3)
+    views = np.array([[data.moment(index, epoch)[1] for epoch in range(40)] for index in range(len(data))])
+    assert ((views.mean(axis=1) > 0.1) & (views.mean(axis=1) < 0.9)).all()
+    once, again = data[(5, 0)], data[(5, 0)]
+    np.testing.assert_array_equal(once["observation"].image, again["observation"].image)
+    epoch = next(epoch for epoch in range(6, 40) if views[0, epoch] == views[0, 5])
+    later = data[(epoch, 0)]
+    assert later["picture"] == once["picture"]
+    assert not np.array_equal(later["observation"].image, once["observation"].image)
+    np.testing.assert_array_equal(later["targets"].path, once["targets"].path)
 
 
 def test_which_ones_are_seen_from_aside_is_a_function_of_seed_and_index(info: PreparedInfo) -> None:

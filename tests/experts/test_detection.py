@@ -9,7 +9,7 @@ import torch
 
 import automoe.experts  # noqa: F401  (registers)
 from automoe.errors import ConfigError
-from automoe.experts.detection import DetectionExpert, make_denoising, postprocess_detections
+from automoe.experts.detection import PATCH, DetectionExpert, make_denoising, patches, postprocess_detections
 from automoe.experts.expert import ExpertStep
 from automoe.experts.query_decoder import BoxReference, DeformableAttention
 from automoe.experts.registry import build_expert
@@ -201,6 +201,33 @@ def test_what_is_known_of_a_box_is_the_same_in_a_piece_of_the_picture() -> None:
     expected[0] = torch.log1p(expected[0])
     assert torch.allclose(large.relate(whole)[0, 0, 1], expected, atol=1e-5)
     assert torch.allclose(large.relate(whole)[0, 0, 0, 4], torch.tensor(1.0), atol=1e-5)
+
+
+def test_a_box_shows_what_is_within_it() -> None:
+    """A red lamp over a green one on black, and a box that leaves the picture."""
+    image = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
+    image[0, 0, 20:24, 40:44] = 255
+    image[0, 1, 24:28, 40:44] = 255
+    light = torch.tensor([42.0 / 96, 24.0 / 64, 4.0 / 96, 8.0 / 64])
+    outside = torch.tensor([1.0, 1.0, 0.2, 0.2])
+    found = patches(image, torch.stack([light, outside])[None]).view(2, 3, PATCH, PATCH)
+    red, green, blue = found[0]
+    assert (red[:2] == 1.0).all()
+    assert (red[2:] == -1.0).all()
+    assert (green[2:] == 1.0).all()
+    assert (blue == -1.0).all()
+    assert found[1].isfinite().all()
+
+
+def test_driving_tokens_are_the_surest_boxes(expert: DetectionExpert) -> None:
+    image = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    features, positions = expert.eval().driving_tokens(image)
+    outputs = expert(expert.normalise(image))
+    scores, width = outputs["logits"][-1].sigmoid(), outputs["tokens"].shape[-1]
+    best = scores.amax(dim=-1).argsort(dim=1, descending=True)[:, : features.shape[1]]
+    for row in range(2):
+        torch.testing.assert_close(features[row, :, width : width + scores.shape[-1]], scores[row, best[row]])
+        torch.testing.assert_close(positions[row], outputs["boxes"][-1][row, best[row], :2])
 
 
 def test_unknown_settings_are_named() -> None:

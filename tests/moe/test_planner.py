@@ -7,6 +7,7 @@ import torch
 
 from automoe.data.sequences import SequenceConfig, TargetsBatch
 from automoe.errors import ConfigError
+from automoe.moe.context import Context
 from automoe.moe.planner import Plan, Planner, PlannerConfig, planning_losses, two_hot
 
 SEQUENCE = SequenceConfig(path_metres=5, waypoint_seconds=(1.0, 2.0))
@@ -27,6 +28,11 @@ def targets(count: int, **more: torch.Tensor) -> TargetsBatch:
     return TargetsBatch(**{**given, **more})
 
 
+def known(count: int, speed: float = 0.0) -> Context:
+    state = torch.randn(count, 32)
+    return Context(torch.randn(count, 32), state, state[:, None], torch.full((count,), speed))
+
+
 def test_a_speed_is_shared_by_the_two_classes_that_it_lies_between() -> None:
     classes = torch.tensor([0.0, 2.0, 4.0, 8.0])
     weights = two_hot(torch.tensor([0.0, 0.5, 4.0, 7.0, 99.0]), classes)
@@ -37,7 +43,7 @@ def test_a_speed_is_shared_by_the_two_classes_that_it_lies_between() -> None:
 
 def test_absent_tokens_change_nothing() -> None:
     planner = Planner(PlannerConfig(dim=32, heads=2), SEQUENCE).eval()
-    context, tokens = torch.randn(2, 32), torch.randn(2, 6, 32)
+    context, tokens = known(2), torch.randn(2, 6, 32)
     absent = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
     plan = planner(context, tokens, absent)
     assert plan.path.shape == (2, 5, 2)
@@ -51,9 +57,27 @@ def test_absent_tokens_change_nothing() -> None:
     assert not torch.allclose(planner(context, changed, absent).path[1], plan.path[1])
 
 
+def test_waypoints_begin_with_the_speed_that_the_car_has() -> None:
+    """They are learnt as a change of it; the path knows no speed."""
+    planner = Planner(PlannerConfig(dim=32, heads=2), SEQUENCE).eval()
+    slow, tokens = known(1), torch.randn(1, 6, 32)
+    plan, fast = planner(slow, tokens), planner(slow._replace(speed=torch.tensor([6.0])), tokens)
+    expected = plan.waypoints + torch.tensor([[6.0, 0.0], [12.0, 0.0]])
+    torch.testing.assert_close(fast.waypoints, expected)
+    torch.testing.assert_close(fast.path, plan.path)
+
+
+def test_a_planner_is_given_no_summary_of_the_picture() -> None:
+    planner = Planner(PlannerConfig(dim=32, heads=2), SEQUENCE).eval()
+    context, tokens = known(1), torch.randn(1, 6, 32)
+    plan = planner(context, tokens)
+    torch.testing.assert_close(planner(context._replace(vector=context.vector + 1.0), tokens).path, plan.path)
+    assert not torch.allclose(planner(context._replace(state=torch.randn(1, 32)), tokens).path, plan.path)
+
+
 def test_what_is_not_known_teaches_nothing() -> None:
     planner = Planner(PlannerConfig(dim=32, heads=2), SEQUENCE)
-    plan = planner(torch.randn(2, 32), torch.randn(2, 3, 32))
+    plan = planner(known(2), torch.randn(2, 3, 32))
     whole = planning_losses(plan, targets(2), planner)
     unknown = targets(
         2,
@@ -88,10 +112,10 @@ def test_every_loss_falls_towards_its_target() -> None:
 def test_a_few_steps_of_training_learn_a_plan() -> None:
     torch.manual_seed(0)
     planner = Planner(PlannerConfig(dim=32, heads=2, dropout=0.0), SEQUENCE)
-    context, tokens = torch.randn(4, 32), torch.randn(4, 6, 32)
+    context, tokens = known(4), torch.randn(4, 6, 32)
     wanted = targets(4, path=torch.randn(4, 5, 2).cumsum(1), speed=torch.tensor([0.0, 1.0, 5.0, 9.0]))
     optimizer = torch.optim.AdamW(planner.parameters(), 3e-3)
-    for _ in range(300):
+    for _ in range(400):
         loss = planning_losses(planner(context, tokens), wanted, planner)["loss"].mean()
         optimizer.zero_grad()
         loss.backward()
