@@ -5,30 +5,29 @@ to a plan, with 4 and with 12 experts of which 1, 2, 4 or all run.
 
 Experts are those of the profile `tiny` with random weights (a time does not depend on them), three of each kind where
 there are 12. Which of them run is drawn anew in every round: experts differ in cost. All settings are timed in turn,
-round after round; printed are means, and their ratios to all experts. FLOPs are torch's own count (two for a
-multiplication and addition).
+round after round; printed are the median time and the mean FLOPs, and their ratios to all experts. FLOPs are torch's
+own count (two for a multiplication and addition).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from automoe import taxonomy
 from automoe.config import profile_path, read_json
-from automoe.data.sequences import ROUTE_POINTS, Observation, batch_observations
+from automoe.data.sequences import ROUTE_POINTS, Observation
 from automoe.engine.manifest import origin
 from automoe.files import write_text
+from automoe.moe.cost import frame_costs
 from automoe.moe.model import DrivingConfig, DrivingModel
-from automoe.moe.routers import Router, drawn
+from automoe.moe.routers import drawn
 from automoe.moe.tokens import ExpertSpec
 
 SOURCES = {
@@ -62,22 +61,6 @@ def observed() -> Observation:
     return Observation(0.0, image, motion, 3, route, np.zeros(2, np.float32))
 
 
-@torch.no_grad()
-def once(model: DrivingModel, seen: Observation, router: Router) -> float:
-    """Seconds of one frame."""
-    began = time.perf_counter()
-    model(batch_observations([seen], model.config.context.size), None, router)
-    return time.perf_counter() - began
-
-
-@torch.no_grad()
-def flops(model: DrivingModel, seen: Observation, router: Router) -> int:
-    """Of one frame."""
-    with FlopCounterMode(display=False) as counter:
-        model(batch_observations([seen], model.config.context.size), None, router)
-    return counter.get_total_flops()
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,18 +77,16 @@ def measure(copies: int, rounds: int) -> dict[str, dict[str, float]]:
     model, seen = DrivingModel(DrivingConfig(specs(copies))).eval(), observed()
     count = len(model.names)
     numbers = sorted({1, 2, 4, count})
-    once(model, seen, drawn(count, 0))
-    timed, counted = ({k: drawn(k, seed) for k in numbers} for seed in (1, 2))
-    seconds = np.array([[once(model, seen, timed[k]) for k in numbers] for _ in range(rounds)]).mean(axis=0)
-    counts = np.array([[flops(model, seen, counted[k]) for k in numbers] for _ in range(rounds)]).mean(axis=0)
+    costs = frame_costs(model, [seen] * rounds, {f"{k} of {count}": drawn(k, 1) for k in numbers})
+    whole = costs[f"{count} of {count}"]
     return {
-        f"{k} of {count}": {
-            "ms": 1000 * float(seconds[place]),
-            "gflops": float(counts[place]) / 1e9,
-            "time_of_all": float(seconds[place] / seconds[-1]),
-            "flops_of_all": float(counts[place] / counts[-1]),
+        name: {
+            "ms": cost.milliseconds,
+            "gflops": cost.gflops,
+            "time_of_all": cost.milliseconds / whole.milliseconds,
+            "flops_of_all": cost.gflops / whole.gflops,
         }
-        for place, k in enumerate(numbers)
+        for name, cost in costs.items()
     }
 
 

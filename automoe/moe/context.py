@@ -27,7 +27,8 @@ class ContextConfig:
 
     size: of the stem's pictures, height and width. stride: of its only map. speed_dropout: how often, in training, the
     car's motion is hidden: a policy that sees how fast it is learns to go on like that. ambient: whether rain and
-    darkness are told. blind: whether there is no stem: the car's state and the route are all that is known.
+    darkness are told; ambient_dropout: how often, in training, they are not all the same, so that one model can be
+    asked with them and without. blind: whether there is no stem: the car's state and the route are all that is known.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -37,6 +38,7 @@ class ContextConfig:
     frozen_stages: int = 2
     speed_dropout: float = 0.3
     ambient: bool = True
+    ambient_dropout: float = 0.3
     blind: bool = False
 
     def __post_init__(self) -> None:
@@ -44,8 +46,9 @@ class ContextConfig:
             raise ConfigError(
                 f"context.size is {list(self.size)}; give multiples of the stride {self.stride} (8, 16 or 32)."
             )
-        if not 0.0 <= self.speed_dropout < 1.0:
-            raise ConfigError(f"context.speed_dropout is {self.speed_dropout}; give a share from 0 to below 1.")
+        for name in ("speed_dropout", "ambient_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"context.{name} is {getattr(self, name)}; give a share from 0 to below 1.")
 
 
 class Context(NamedTuple):
@@ -90,7 +93,7 @@ class ContextEncoder(nn.Module):
 
     def forward(self, observation: ObservationBatch) -> Context:
         command = observation.command.clamp(min=-1) % self.command.num_embeddings
-        motion = self._told(observation.motion)
+        motion = self._told(observation.motion, self.config.speed_dropout)
         speed = motion[:, -1, 0].nan_to_num(0.0)
         state = self.state(self._numbers(motion, observation)) + self.command(command)
         if self.config.blind:
@@ -101,12 +104,12 @@ class ContextEncoder(nn.Module):
         vector = self.join(state + self.glance(feature_map.mean(dim=(2, 3))))
         return Context(vector, state, torch.cat([self.project(cells) + spots, state[:, None]], dim=1), speed)
 
-    def _told(self, motion: Tensor) -> Tensor:
-        """The motion [B, P + 1, 2], in training hidden from some."""
-        if not (self.training and self.config.speed_dropout > 0.0):
-            return motion
-        hidden = torch.rand(len(motion), 1, 1, device=motion.device) < self.config.speed_dropout
-        return motion.masked_fill(hidden, float("nan"))
+    def _told(self, values: Tensor, dropout: float) -> Tensor:
+        """Values [B, ...], in training hidden from that share of the samples."""
+        if not (self.training and dropout > 0.0):
+            return values
+        hidden = torch.rand(len(values), *[1] * (values.dim() - 1), device=values.device) < dropout
+        return values.masked_fill(hidden, float("nan"))
 
     def _numbers(self, motion: Tensor, observation: ObservationBatch) -> Tensor:
         """The car's state, each number with whether it is known: [B, N]."""
@@ -115,6 +118,7 @@ class ContextEncoder(nn.Module):
         distance = route.norm(dim=-1, keepdim=True).clamp(min=1e-6)
         route = route * (ROUTE_FARTHEST / distance).clamp(max=1.0) / ROUTE_SCALE
         ambient = observation.ambient if self.config.ambient else torch.full_like(observation.ambient, float("nan"))
+        ambient = self._told(ambient, self.config.ambient_dropout)
         return torch.cat(
             [_with_known(motion.flatten(1)), route.nan_to_num(0.0).flatten(1), route[..., 0].isfinite().float(),
              _with_known(ambient)],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from automoe.errors import CheckpointError
 from automoe.files import write_text
 from automoe.moe.cache import CachedTokens, TokenCache
 from automoe.moe.checkpoint import TrainedDriver
+from automoe.moe.cost import frame_costs
 from automoe.moe.model import DrivingModel
 from automoe.moe.planner import Plan, planning_losses
 from automoe.moe.routers import Router, drawn, fixed, learned, uniform
@@ -35,6 +37,12 @@ from automoe.taxonomy import CARLA_COMMANDS
 
 SPEED_BINS = (0.5, 3.0, 6.0)
 """m/s that part standing, slow, usual and fast."""
+
+UNTOLD = ", weather not told"
+"""What the name of an arm ends with in which rain and darkness are kept from the gate and the planner."""
+
+TIMED = 24
+"""Moments of the validation set, evenly spread, on which a frame's cost is measured."""
 
 COLLAPSED = 0.95
 """Of all choices: a gate that gives one set of experts more than that has learnt nothing of the moment."""
@@ -73,6 +81,10 @@ class ArmScores:
 
     def __init__(self, model: DrivingModel, times: Sequence[float]) -> None:
         self.arms = arms_of(model)
+        own = f"learned top-{model.config.gate.top_k}"
+        if model.config.context.ambient:
+            self.arms[own + UNTOLD] = self.arms[own]
+        self.own = own
         self.scores = {name: PlanningScores(times) for name in (*self.arms, CONSTANT)}
         self.losses: dict[str, list[float]] = {name: [] for name in self.arms}
         self.choices: list[list[bool]] = []
@@ -83,10 +95,13 @@ class ArmScores:
         """A batch under every arm."""
         self.scores[CONSTANT].add(constant_velocity(batch["observation"], model), batch["targets"], None)
         for name, router in self.arms.items():
-            plan, routing = model(batch["observation"], source, router)
+            observation = batch["observation"]
+            if name.endswith(UNTOLD):
+                observation = observation._replace(ambient=torch.full_like(observation.ambient, float("nan")))
+            plan, routing = model(observation, source, router)
             self.scores[name].add(plan, batch["targets"], None)
             self.losses[name] += _losses(model, plan, batch)
-            if name == f"learned top-{model.config.gate.top_k}":
+            if name == self.own:
                 self.choices += routing.chosen.tolist()
                 self.probabilities += routing.probabilities.tolist()
 
@@ -171,6 +186,8 @@ def report_gate(
         "weather in the context": model.config.context.ambient,
         "planner": "one for all arms, trained on the gate's choice and on random sets of experts; none trained anew",
         "errors": errors,
+        "cost": _costs(model, val, {name: seen.arms[name] for name in seen.arms if not name.endswith(UNTOLD)}),
+        "threads": torch.get_num_threads(),
         "loss": {name: float(np.mean(losses)) for name, losses in seen.losses.items()},
         "oracle pair loss": float(oracle.mean()),
         "best single": best_single,
@@ -185,13 +202,22 @@ def report_gate(
     return said
 
 
+def _costs(model: DrivingModel, dataset: CarlaSequences, routers: Mapping[str, Router]) -> dict[str, dict[str, float]]:
+    """What a frame costs with each router, on raw pictures."""
+    places = np.linspace(0, len(dataset) - 1, min(TIMED, len(dataset))).round().astype(int)
+    moments = [dataset[int(place)]["observation"] for place in places]
+    return {name: asdict(cost) for name, cost in frame_costs(model, moments, routers).items()}
+
+
 def arm_table(said: Mapping[str, Any]) -> str:
     """The arms as text, the best planning error first."""
     lines = []
     for name, errors in sorted(said["errors"].items(), key=lambda item: item[1][METRIC] or 0.0):
         mark = {said["best single"]: " (best single)", said["best fixed pair"]: " (best fixed pair)"}.get(name, "")
         loss = f"loss {said['loss'][name]:.3f}" if name in said["loss"] else f"{'-':>10}"
-        lines.append(f"{name + mark:<48} {loss}  {planning_words(errors)}")
+        cost = said["cost"].get(name)
+        words = f"{cost['milliseconds']:5.0f} ms, {cost['gflops']:5.2f} GFLOPs" if cost else " " * 22
+        lines.append(f"{name + mark:<48} {loss}  {words}  {planning_words(errors)}")
     lines.append(f"{'oracle pair':<48} loss {said['oracle pair loss']:.3f}")
     return "\n".join(lines)
 

@@ -47,8 +47,16 @@ def test_every_arm_and_all_usage_is_told(data_root: Path, tmp_path: Path, one_th
     assert said["entropy"] == pytest.approx(-(probabilities * np.log(probabilities)).sum(), abs=0.05)
     pairs = ["detection+drivable", "detection+segmentation", "drivable+segmentation"]
     arms = ["learned top-1", "learned top-2", "learned top-3", *ALL, *pairs, "uniform", "random 2"]
-    assert list(said["loss"]) == arms
-    assert set(said["errors"]) == {*arms, "constant velocity"}
+    untold = "learned top-2, weather not told"
+    assert list(said["loss"]) == [*arms, untold]
+    assert set(said["errors"]) == {*arms, untold, "constant velocity"}
+    assert set(said["cost"]) == set(arms)
+    # Of the whole frame, and of what runs: a pair costs what its two cost alone, but for what always runs.
+    gflops = {name: cost["gflops"] for name, cost in said["cost"].items()}
+    assert gflops["learned top-2"] == pytest.approx(gflops["detection+segmentation"])
+    assert gflops["learned top-1"] < gflops["learned top-2"] < gflops["learned top-3"]
+    assert all(cost["milliseconds"] > 0.0 for cost in said["cost"].values())
+    assert said["loss"][untold] != said["loss"]["learned top-2"]
     # The gate's own choice is that pair, with the same weights.
     assert said["loss"]["learned top-2"] == pytest.approx(said["loss"]["detection+segmentation"], abs=1e-4)
     assert said["oracle pair loss"] <= min(said["loss"][name] for name in pairs) + 1e-6
