@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What `make demo` does once the environment is there: record three data sets, train four experts on two of them,
-# fine-tune the four on the third, report. Every step goes on where it was stopped.
+# fine-tune the four on the third, train what drives on the four, drive a route, report. Every step goes on where it was
+# stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,8 +14,14 @@ val_scenes=${DEMO_VAL_SCENES:-8}
 runs=${DEMO_RUNS:-16}                   # CARLA: runs, short ones: many places and weathers teach more than long drives
 val_runs=${DEMO_VAL_RUNS:-8}
 run_seconds=${DEMO_RUN_SECONDS:-10}
+gate_steps=${DEMO_GATE_STEPS:-400}      # of gate and planner on the frozen experts
+policy_steps=${DEMO_POLICY_STEPS:-400}  # of the policy without experts, which stands beside
+routes=${DEMO_ROUTES:-1}                # to drive
+route_length=${DEMO_ROUTE_LENGTH:-200}  # metres
 output=${DEMO_OUTPUT:-.}                # models/ and logs/ go below it
 report=${DEMO_REPORT:-reports/demo/index.html}
+drives=${DEMO_DRIVES:-${report%/*}/drive}
+gate_report=${DEMO_GATE_REPORT:-${report%/*}/gate.json}
 bin=${BIN:-.venv/bin}
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -72,17 +79,41 @@ finetune() { train finetune_experts_carla.sh "$data/carla/preprocessed"; }
 finetune_detection() { SKIP_DRIVABLE=1 SKIP_SEGMENTATION=1 SKIP_NUSCENES=1 finetune; }
 finetune_dense() { SKIP_DETECTION=1 SKIP_NUSCENES=1 finetune; }
 
+mixture() {
+  # On a copy: the script writes the run's parameters into its config.
+  [ -f "$data/gating_network.json" ] || cp models/configs/gating_network/tiny/config.json "$data/gating_network.json"
+  RUN_NAME=tiny CONFIG="$data/gating_network.json" DATA_ROOT="$data/carla/preprocessed" OUTPUT_ROOT="$output" \
+    DEVICE="${DEVICE:-auto}" PYTHON="$bin/python" MAX_STEPS="${MAX_STEPS:-$gate_steps}" OMP_NUM_THREADS="$share" \
+    bash training/train_gating_network.sh
+}
+lonely() {
+  OMP_NUM_THREADS="$share" "$bin/python" training/train_carla_policy.py --profile tiny --run_name tiny \
+    --data_root "$data/carla/preprocessed" --output_root "$output" --device "${DEVICE:-auto}" \
+    --max_steps "${MAX_STEPS:-$policy_steps}"
+}
+
 # --- The steps ---
 
-say "1/3  Recording three data sets in the embedded world and training four experts (profile tiny):
+say "1/5  Recording three data sets in the embedded world and training four experts (profile tiny):
        $frames + $val_frames frames as BDD100K's, $scenes + $val_scenes scenes as nuScenes', $runs + $val_runs runs as CARLA's"
 both bdd100k bdd100k nuscenes nuscenes_carla
 
-say "2/3  Fine-tuning the BDD100K experts on the CARLA runs"
+say "2/5  Fine-tuning the BDD100K experts on the CARLA runs"
 both boxes finetune_detection dense finetune_dense
 
-say "3/3  Comparing with untrained models and with trivial predictors; writing the report"
+say "3/5  Training what drives: gate and planner on the four experts, and a policy without them"
+both mixture mixture policy lonely
+
+say "4/5  Driving $routes route of $route_length m in a town that nobody was trained in"
+models="$output/models/checkpoints"
+"$bin/automoe" gate --checkpoint "$models/gating_network/tiny/best.pth" --data_root "$data/carla/preprocessed" \
+  --limit 200 --out "$gate_report"
+"$bin/automoe" drive --checkpoint "$models/gating_network/tiny/best.pth" --number "$routes" --length "$route_length" \
+  --seeds 1 --beside teacher constant_velocity "no_experts=$models/carla_policy/tiny/best.pth" --out "$drives"
+
+say "5/5  Comparing with untrained models and with trivial predictors; writing the report"
 "$bin/automoe" report --run_name tiny --data_root "$data/bdd100k" --nuscenes_root "$data/nuscenes" \
-  --carla_root "$data/carla/preprocessed" --output_root "$output" --out "$report"
+  --carla_root "$data/carla/preprocessed" --output_root "$output" --drives "$drives" --gate "$gate_report" \
+  --out "$report"
 
 say "Done. Open $report"

@@ -231,8 +231,8 @@ class CarlaSequences(Dataset[dict[str, Any]]):
     and `index`. It costs one decoded picture; all that is future comes from the time index.
 
     A key is an index, or (epoch, index). In training (shifted above 0), about that share of the moments is seen by the
-    camera that stands aside (`carla.run.SHIFTED`): with `fixed` always the same ones for a seed, so that each moment is
-    one picture that frozen experts have to look at, otherwise others in every epoch.
+    camera that stands aside (`carla.run.SHIFTED`): with `fixed` always the same ones for a seed, whatever the limit, so
+    that each moment is one picture that frozen experts have to look at, otherwise others in every epoch.
 
     Raises DataError where the set is none of CARLA frames, or has no sequences.
     """
@@ -260,9 +260,10 @@ class CarlaSequences(Dataset[dict[str, Any]]):
         self.times = TimeIndex.load(path)
         self._lights = _lights(self.times)
         rows = self._moments()
+        aside = np.random.default_rng([seed, 42]).uniform(size=len(rows)) < self.shifted
         count = len(rows) if limit is None else min(limit, len(rows))
-        self.rows = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
-        self._from_aside = np.random.default_rng([seed, 42]).uniform(size=count) < self.shifted
+        picked = np.linspace(0, len(rows) - 1, count).round().astype(np.int64)
+        self.rows, self._from_aside = rows[picked], aside[picked]
         self._table: Any = open_rows(self.info.path)
 
     @property

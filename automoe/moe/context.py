@@ -53,7 +53,8 @@ class ContextConfig:
 
 class Context(NamedTuple):
     """vector [B, D]: everything in one, for the gate; state [B, D]: what the car knows without looking; tokens
-    [B, S, D]: the stem's map and, last, the state; speed [B]: m/s as far as it was told, 0 where it was not.
+    [B, S, D]: the stem's map and, last, the state; speed [B]: m/s as far as it was told, 0 where it was not; route
+    [B, ROUTE_POINTS, 2]: metres, NaN where there is none.
 
     A planner is given state and tokens. The vector holds a summary of the whole picture, by which places are easily
     recognised: who plans by it learns the training towns by heart.
@@ -63,6 +64,7 @@ class Context(NamedTuple):
     state: Tensor
     tokens: Tensor
     speed: Tensor
+    route: Tensor
 
 
 class ContextEncoder(nn.Module):
@@ -97,12 +99,13 @@ class ContextEncoder(nn.Module):
         speed = motion[:, -1, 0].nan_to_num(0.0)
         state = self.state(self._numbers(motion, observation)) + self.command(command)
         if self.config.blind:
-            return Context(self.join(state), state, state[:, None], speed)
+            return Context(self.join(state), state, state[:, None], speed, observation.route)
         (feature_map,) = self.stem((observation.image.float() - self.mean) / self.std)
         cells, positions = grid_tokens(feature_map)
         spots = self.position(position_encoding(positions, self.position.in_features))
         vector = self.join(state + self.glance(feature_map.mean(dim=(2, 3))))
-        return Context(vector, state, torch.cat([self.project(cells) + spots, state[:, None]], dim=1), speed)
+        tokens = torch.cat([self.project(cells) + spots, state[:, None]], dim=1)
+        return Context(vector, state, tokens, speed, observation.route)
 
     def _told(self, values: Tensor, dropout: float) -> Tensor:
         """Values [B, ...], in training hidden from that share of the samples."""

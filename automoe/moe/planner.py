@@ -1,7 +1,8 @@
 """The planner: queries that listen to tokens and say where to drive and how fast.
 
 A path is where, whatever the speed; the target speed is a distribution over classes, since "go" and "stop" have no
-sensible mean (as in TransFuser++). Waypoints in time say both once more: an auxiliary task, and a check.
+sensible mean (as in TransFuser++). Waypoints in time say both once more: an auxiliary task, and a check. What is learnt
+of path and waypoints is how they differ from the curve that the sparse route suggests at the present speed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,18 @@ from torch import Tensor, nn
 from automoe.data.sequences import LIGHTS, SequenceConfig, TargetsBatch
 from automoe.errors import ConfigError
 from automoe.moe.context import Context
+
+PLACE_SCALE = 10.0
+"""Metres that become 1 where the planner is told of the suggested way."""
+
+FARTHEST = 60.0
+"""Metres that a suggested way goes straight on where nothing more is told."""
+
+SHARPEST = 1.6
+"""Radians by which it turns at most up to its first point."""
+
+PIECES = 16
+"""Straight pieces that a curve between two points is made of."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,7 @@ class Planner(nn.Module):
 
     speeds: Tensor
     times: Tensor
+    metres: Tensor
 
     def __init__(self, config: PlannerConfig, sequence: SequenceConfig) -> None:
         super().__init__()
@@ -67,31 +81,82 @@ class Planner(nn.Module):
             dim, config.heads, 4 * dim, config.dropout, activation=F.silu, batch_first=True, norm_first=True
         )
         self.decoder = nn.TransformerDecoder(layer, config.layers, nn.LayerNorm(dim))
-        self.step = nn.Linear(dim, 2)
-        self.hop = nn.Linear(dim, 2)
+        self.place = nn.Linear(2, dim)
+        self.step = _silent(nn.Linear(dim, 2))
+        self.hop = _silent(nn.Linear(dim, 2))
         self.pace = nn.Linear(dim, len(config.speeds))
         self.light = nn.Linear(dim, len(LIGHTS))
         self.register_buffer("speeds", torch.tensor(config.speeds), persistent=False)
         self.register_buffer("times", torch.tensor(sequence.waypoint_seconds), persistent=False)
+        self.register_buffer("metres", torch.arange(1.0, points + 1.0), persistent=False)
 
     def forward(self, context: Context, tokens: Tensor, absent: Tensor | None = None) -> Plan:
         """absent: bool [B, S], tokens that are padding."""
         points = self.sequence.path_metres
+        reached = context.speed[:, None] * self.times
+        curve = route_curve(context.route, torch.cat([self.metres.expand(len(reached), -1), reached], dim=1))
         queries = self.queries + context.state[:, None]
+        queries = torch.cat([queries[:, :-2] + self.place(curve / PLACE_SCALE), queries[:, -2:]], dim=1)
         states = self.decoder(queries, tokens, memory_key_padding_mask=absent).float()
         path, hops, (pace, light) = states[:, :points], states[:, points:-2], states[:, -2:].unbind(1)
-        # Straight on unless something is said, a metre after a metre, and at the speed that the car has: errors are
-        # those of a bend or a change, not of a place.
-        ahead = states.new_tensor([1.0, 0.0])
-        reached = context.speed[:, None, None] * self.times[:, None] * ahead
         logits = self.pace(pace)
         return Plan(
-            (self.step(path) + ahead).cumsum(dim=1),
-            self.hop(hops).cumsum(dim=1) + reached,
+            curve[:, :points] + self.step(path).cumsum(dim=1),
+            curve[:, points:] + self.hop(hops).cumsum(dim=1),
             logits,
             (logits.softmax(dim=-1) * self.speeds).sum(dim=-1),
             self.light(light),
         )
+
+
+def route_curve(route: Tensor, metres: Tensor) -> Tensor:
+    """Where the way that a sparse route suggests is after some metres of it: [B, N, 2].
+
+    route: [B, 2, 2], ego frame, metres. The way leaves straight ahead, as a circle would that passes the route's first
+    point, and goes on to the second (cubic Hermite pieces); beyond it, and where a point is NaN, it goes straight on.
+    metres: [B, N], from 0 on.
+    """
+    start = torch.zeros_like(route[:, 0])
+    ahead = start.new_tensor([1.0, 0.0]).expand_as(start)
+    first = torch.where(route[:, 0].isfinite(), route[:, 0], FARTHEST * ahead)
+    far = first.norm(dim=-1, keepdim=True).clamp(min=0.1)
+    # The heading in which a circle that leaves straight ahead reaches a point is twice the point's direction.
+    turn = (2.0 * torch.atan2(first[:, 1], first[:, 0])).clamp(min=-SHARPEST, max=SHARPEST)
+    arrival = torch.stack([turn.cos(), turn.sin()], dim=-1)
+    onward = route[:, 1] - first
+    reach = onward.norm(dim=-1, keepdim=True)
+    known = reach.isfinite() & (reach > 0.5)  # a route's last point is said twice
+    onward, reach = torch.where(known, onward, 10.0 * arrival), torch.where(known, reach, 10.0)
+    heading = onward / reach
+    line = torch.cat(
+        [
+            _hermite(start, ahead * far, first, arrival * far),
+            _hermite(first, arrival * reach, first + onward, onward)[:, 1:],
+            (first + onward + FARTHEST * heading)[:, None],
+        ],
+        dim=1,
+    )
+    along = torch.cat([torch.zeros_like(far), line.diff(dim=1).norm(dim=-1).cumsum(dim=1)], dim=1)
+    after = torch.searchsorted(along, metres.contiguous(), right=True).clamp(min=1, max=along.shape[1] - 1)
+    low, high = along.gather(1, after - 1), along.gather(1, after)
+    share = ((metres - low) / (high - low).clamp(min=1e-6))[..., None]
+    pairs = after[..., None].expand(-1, -1, 2)
+    return line.gather(1, pairs - 1) * (1 - share) + line.gather(1, pairs) * share
+
+
+def _hermite(start: Tensor, leaving: Tensor, end: Tensor, arriving: Tensor) -> Tensor:
+    """Points [B, PIECES + 1, 2] of cubic curves from start to end, [B, 2] each, with those derivatives there."""
+    s = torch.linspace(0.0, 1.0, PIECES + 1, device=start.device)[:, None]
+    parts = (2 * s**3 - 3 * s**2 + 1, s**3 - 2 * s**2 + s, 3 * s**2 - 2 * s**3, s**3 - s**2)
+    given = (start, leaving, end, arriving)
+    return torch.stack([part * one[:, None] for part, one in zip(parts, given)]).sum(dim=0)
+
+
+def _silent(layer: nn.Linear) -> nn.Linear:
+    """A layer that says nothing before it has learnt something."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def two_hot(values: Tensor, classes: Tensor) -> Tensor:

@@ -50,11 +50,11 @@ def test_a_moment_in_a_batch_is_planned_as_it_is_alone() -> None:
 def test_an_expert_that_is_heard_is_heard() -> None:
     driver, seen = model(*ALL).eval(), observation(2)
     nobody = torch.zeros(2, 4, dtype=torch.bool)
-    plans = [driver(seen, None, given(nobody))[0].path]
+    plans = [driver(seen, None, given(nobody))[0].speed_logits]
     for place in range(4):
         chosen = nobody.clone()
         chosen[:, place] = True
-        plans.append(driver(seen, None, given(chosen))[0].path)
+        plans.append(driver(seen, None, given(chosen))[0].speed_logits)
     for one in range(5):
         for other in range(one):
             assert not torch.allclose(plans[one], plans[other], atol=1e-6)
@@ -81,7 +81,7 @@ def test_frozen_experts_stay_bit_identical_in_eval_mode_and_without_gradients() 
 def test_the_gate_learns_from_the_planning_loss() -> None:
     driver = model(*ALL)
     plan, _ = driver(observation(4))
-    plan.path.abs().sum().backward()
+    plan.speed.sum().backward()
     assert driver.gate is not None
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in driver.gate.parameters())
 

@@ -8,7 +8,7 @@ import torch
 from automoe.data.sequences import SequenceConfig, TargetsBatch
 from automoe.errors import ConfigError
 from automoe.moe.context import Context
-from automoe.moe.planner import Plan, Planner, PlannerConfig, planning_losses, two_hot
+from automoe.moe.planner import Plan, Planner, PlannerConfig, planning_losses, route_curve, two_hot
 
 SEQUENCE = SequenceConfig(path_metres=5, waypoint_seconds=(1.0, 2.0))
 
@@ -30,7 +30,8 @@ def targets(count: int, **more: torch.Tensor) -> TargetsBatch:
 
 def known(count: int, speed: float = 0.0) -> Context:
     state = torch.randn(count, 32)
-    return Context(torch.randn(count, 32), state, state[:, None], torch.full((count,), speed))
+    route = torch.tensor([[50.0, 0.0], [100.0, 0.0]]).expand(count, -1, -1)
+    return Context(torch.randn(count, 32), state, state[:, None], torch.full((count,), speed), route)
 
 
 def test_a_speed_is_shared_by_the_two_classes_that_it_lies_between() -> None:
@@ -41,8 +42,16 @@ def test_a_speed_is_shared_by_the_two_classes_that_it_lies_between() -> None:
     torch.testing.assert_close((weights @ classes)[:4], torch.tensor([0.0, 0.5, 4.0, 7.0]))
 
 
-def test_absent_tokens_change_nothing() -> None:
+def outspoken() -> Planner:
+    """One that has something to say: fresh planners follow the route."""
     planner = Planner(PlannerConfig(dim=32, heads=2), SEQUENCE).eval()
+    for layer in (planner.step, planner.hop):
+        torch.nn.init.normal_(layer.weight)
+    return planner
+
+
+def test_absent_tokens_change_nothing() -> None:
+    planner = outspoken()
     context, tokens = known(2), torch.randn(2, 6, 32)
     absent = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
     plan = planner(context, tokens, absent)
@@ -57,18 +66,49 @@ def test_absent_tokens_change_nothing() -> None:
     assert not torch.allclose(planner(context, changed, absent).path[1], plan.path[1])
 
 
-def test_waypoints_begin_with_the_speed_that_the_car_has() -> None:
-    """They are learnt as a change of it; the path knows no speed."""
+def test_a_plan_begins_with_the_route_at_the_speed_that_the_car_has() -> None:
+    """Before anything is learnt."""
     planner = Planner(PlannerConfig(dim=32, heads=2), SEQUENCE).eval()
-    slow, tokens = known(1), torch.randn(1, 6, 32)
-    plan, fast = planner(slow, tokens), planner(slow._replace(speed=torch.tensor([6.0])), tokens)
-    expected = plan.waypoints + torch.tensor([[6.0, 0.0], [12.0, 0.0]])
-    torch.testing.assert_close(fast.waypoints, expected)
-    torch.testing.assert_close(fast.path, plan.path)
+    plan = planner(known(1, 6.0), torch.randn(1, 6, 32))
+    torch.testing.assert_close(plan.waypoints, torch.tensor([[[6.0, 0.0], [12.0, 0.0]]]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(plan.path[0, :, 0], torch.arange(1.0, 6.0), atol=1e-4, rtol=0)
+
+
+def test_a_route_suggests_a_circle_to_its_first_point() -> None:
+    """Of radius 20 m, to the left; then on to the second point, and straight on beyond it."""
+    angle = torch.tensor([0.4, 0.8])
+    points = 20.0 * torch.stack([angle.sin(), 1 - angle.cos()], dim=-1)
+    metres = torch.tensor([[0.0, 2.0, 5.0, 8.0, 16.0, 40.0, 70.0]])
+    found = route_curve(points[None], metres)[0]
+    bend = metres[0, :4] / 20.0
+    torch.testing.assert_close(found[:4], 20.0 * torch.stack([bend.sin(), 1 - bend.cos()], dim=-1), atol=0.05, rtol=0)
+    torch.testing.assert_close(found[4], points[1], atol=0.3, rtol=0)
+    torch.testing.assert_close((found[6] - found[5]).norm(), torch.tensor(30.0))
+    mirrored = route_curve(points[None] * torch.tensor([1.0, -1.0]), metres)[0]
+    torch.testing.assert_close(mirrored, found * torch.tensor([1.0, -1.0]))
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        [[float("nan")] * 2, [float("nan")] * 2],
+        [[30.0, 0.0], [float("nan")] * 2],
+        [[30.0, 0.0], [30.0, 0.0]],  # the last point, twice
+        [[0.0, 0.0], [0.0, 0.0]],
+        [[-5.0, 1.0], [-40.0, 3.0]],  # behind
+    ],
+)
+def test_a_route_that_tells_little_suggests_a_way_all_the_same(route: list[list[float]]) -> None:
+    metres = torch.arange(0.0, 90.0)[None]
+    found = route_curve(torch.tensor([route]), metres)[0]
+    assert found.isfinite().all()
+    assert (found.diff(dim=0).norm(dim=-1) < 1.01).all()
+    if route[0] != [-5.0, 1.0]:
+        torch.testing.assert_close(found, torch.stack([metres[0], torch.zeros(90)], dim=-1), atol=0.11, rtol=0)
 
 
 def test_a_planner_is_given_no_summary_of_the_picture() -> None:
-    planner = Planner(PlannerConfig(dim=32, heads=2), SEQUENCE).eval()
+    planner = outspoken()
     context, tokens = known(1), torch.randn(1, 6, 32)
     plan = planner(context, tokens)
     torch.testing.assert_close(planner(context._replace(vector=context.vector + 1.0), tokens).path, plan.path)
