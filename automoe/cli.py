@@ -398,10 +398,17 @@ def report(
     nuscenes_root: NuscenesRoot = NUSCENES_ROOT,
     carla_root: CarlaRoot = CARLA_ROOT,
     output_root: OutputRoot = CHECKOUT,
+    drives: Annotated[
+        Path | None, Parameter(help="what automoe drive left; reports/drive/<run_name> in the output root if not given")
+    ] = None,
+    gate: Annotated[
+        Path | None, Parameter(help="what automoe gate left; reports/gate/<run_name>.json there if not given")
+    ] = None,
     out: Path = Path("reports/index.html"),
     samples: int = 6,
 ) -> None:
-    """Write one HTML file about a run: scores beside baselines, curves, best and worst pictures.
+    """Write one HTML file about a run: scores beside baselines, curves, best and worst pictures; and of what drives its
+    scores, films, gate and training.
 
     Every expert that has a run of that name gets its section. A run's own data counts, where it is still there; the
     roots are for data that has moved.
@@ -416,6 +423,8 @@ def report(
         samples=samples,
         nuscenes_root=nuscenes_root,
         carla_root=carla_root,
+        drives=drives,
+        gate=gate,
     )
     print(f"Report: {written}")
 

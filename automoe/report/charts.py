@@ -1,4 +1,4 @@
-"""Charts as inline SVG text: lines, bars and a heat map of a confusion matrix.
+"""Charts as inline SVG text: lines, bars, means with their intervals, heat maps of shares and of a confusion matrix.
 
 Colours are CSS variables of the page (`--ink`, `--grid`, `--c0` ... `--c9`), so that a chart follows its light or dark
 theme; every mark carries its numbers as a tooltip. Nothing is loaded from anywhere.
@@ -7,7 +7,7 @@ theme; every mark carries its numbers as a tooltip. Nothing is loaded from anywh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -18,7 +18,7 @@ Curve = Sequence[tuple[float, float]]
 COLORS = 10
 """How many line colours the page defines; further lines start again, dashed."""
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 22, 12, 40
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,81 @@ def bar_chart(rows: Sequence[tuple[str, float | None, str]], *, width: int = 520
     return _svg(width, 8 + step * len(rows), parts, "bars")
 
 
+@dataclass(frozen=True)
+class Mean:
+    """A mean and what it is of. half: half width of its interval, infinite where there is none. single: what it is the
+    mean of, by name."""
+
+    name: str
+    value: float
+    half: float
+    single: Mapping[str, float]
+
+
+def interval_chart(means: Sequence[Mean], *, x_title: str, width: int = 520, high: float = 100.0) -> str:
+    """Horizontal bars of means in 0..high, a whisker over each interval (cut off at 0 and high) and a dot for every
+    single value, over an axis."""
+    if not means:
+        return ""
+    texts = [f"{mean.value:.1f}" + (f" ± {mean.half:.1f}" if math.isfinite(mean.half) else "") for mean in means]
+    left = min(170, 14 + 7 * max(len(mean.name) for mean in means))
+    right = 14 + round(6.6 * max(map(len, texts)))
+    room, step, top = width - left - right, 30, 6
+    floor = top + step * len(means)
+
+    def x(value: float) -> float:
+        return left + max(0.0, min(value / high, 1.0)) * room
+
+    parts = []
+    for value in ticks(0.0, high, 5):
+        parts.append(f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{top}" y2="{floor}"/>')
+        parts.append(_text("tick", x(value), floor + 16, _number(value), "middle"))
+    for index, (mean, text) in enumerate(zip(means, texts, strict=True)):
+        y = top + (index + 0.5) * step
+        length = x(mean.value) - left
+        parts.append(_text("label", left - 8, y + 4, mean.name, "end"))
+        parts.append(f'<rect class="bar" x="{left}" y="{y - 8:.1f}" width="{length:.1f}" height="16" rx="3"/>')
+        if math.isfinite(mean.half):
+            parts += _whisker(x, y, mean.value - mean.half, mean.value + mean.half, high)
+        for name, value in mean.single.items():
+            tip = escape(f"{mean.name}, {name}: {value:.1f}")
+            dot = f'class="single" cx="{x(value):.1f}" cy="{y:.1f}" r="3.2"'
+            parts.append(f"<circle {dot}><title>{tip}</title></circle>")
+        parts.append(_text("tick", left + room + 8, y + 4, text, "start"))
+    parts.append(f'<line class="axis" x1="{left}" x2="{left + room}" y1="{floor}" y2="{floor}"/>')
+    parts.append(_text("title", left + room / 2, floor + 34, x_title, "middle"))
+    return _svg(width, floor + 42, parts, f"{x_title} with intervals")
+
+
+def _whisker(x: Callable[[float], float], y: float, low: float, high: float, most: float) -> list[str]:
+    """A line from low to high with an upright at each end that isn't cut off."""
+    ends = [(x(low), y, x(high), y)]
+    ends += [(x(end), y - 5, x(end), y + 5) for end in (low, high) if 0.0 <= end <= most]
+    return [f'<line class="whisker" x1="{a:.1f}" y1="{b:.1f}" x2="{c:.1f}" y2="{d:.1f}"/>' for a, b, c, d in ends]
+
+
+ShareRow = tuple[str, Sequence[float], str]
+"""A row's name, its shares (0 to 1) by column, and what stands behind them."""
+
+
+def share_chart(rows: Sequence[ShareRow], columns: Sequence[str]) -> str:
+    """A heat map of shares in percent."""
+    if not rows or not columns:
+        return ""
+    width, height, top = max(56, 12 + 7 * max(map(len, columns))), 26, 26
+    left = 14 + round(6.6 * max(len(name) for name, _, _ in rows))
+    right = 14 + round(6.2 * max(len(text) for _, _, text in rows))
+    parts = [_text("label", left + (i + 0.5) * width, top - 8, name, "middle") for i, name in enumerate(columns)]
+    for line, (name, shares, text) in enumerate(rows):
+        y = top + line * height
+        parts.append(_text("label", left - 8, y + height / 2 + 4, name, "end"))
+        for place, (column, share) in enumerate(zip(columns, shares, strict=True)):
+            box = (left + place * width, y, width - 2, height - 2)
+            parts.append(_cell(box, share, "var(--accent)", share, f"{name}: {column} {100 * share:.1f} %"))
+        parts.append(_text("tick", left + width * len(columns) + 8, y + height / 2 + 4, text, "start"))
+    return _svg(left + width * len(columns) + right, top + height * len(rows) + 4, parts, "shares")
+
+
 def confusion_chart(counts: np.ndarray, classes: Sequence[str]) -> str:
     """A heat map of pixel counts [C, C or more]: truth by row, prediction by column, each row shared out to 100 %.
 
@@ -140,18 +215,18 @@ def confusion_chart(counts: np.ndarray, classes: Sequence[str]) -> str:
         for place, column in enumerate(columns):
             share = float(counts[row, column] / counts[row].sum())
             tip = f"{classes[row]} called {classes[column]}: {100 * share:.1f} %"
-            parts.append(_cell((left + place * width, y, width - 2, height - 2), share, row == column, tip))
+            box = (left + place * width, y, width - 2, height - 2)
+            color = "var(--good)" if row == column else "var(--bad)"
+            # The square root lifts the small mistakes, which are what one looks for.
+            parts.append(_cell(box, share, color, math.sqrt(share), tip))
     # The last turned name needs room to the right.
     return _svg(left + width * len(columns) + (50 if many else 10), top + height * len(rows) + 6, parts, "confusion")
 
 
-def _cell(box: tuple[float, float, float, float], share: float, right: bool, tip: str) -> str:
-    """One field (x, y, width, height), the stronger in colour the larger its share."""
+def _cell(box: tuple[float, float, float, float], share: float, color: str, strength: float, tip: str) -> str:
+    """One field (x, y, width, height) with its share in percent, in a colour of a strength from 0 to 1."""
     x, y, width, height = box
-    # The square root lifts the small mistakes, which are what one looks for.
-    strength = math.sqrt(share)
     place = f'x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="{height:.0f}" rx="2"'
-    color = "var(--good)" if right else "var(--bad)"
     ink = 'style="fill:#fff"' if strength > 0.6 else ""
     number = _text("cell", x + width / 2, y + height / 2 + 4, f"{100 * share:.0f}", "middle", ink)
     return (

@@ -1,13 +1,15 @@
 """The report of a run: one HTML file that opens offline, with every number beside what it must be compared with.
 
-Here runs are found and put on the page, `templates/report.html.j2`. What is said of one is gathered by `sections` and,
-for each data set, `sections_bdd100k`, `sections_nuscenes` and `sections_carla`; `charts` draws, `cases` and
+Here runs are found and put on the page, `templates/report.html.j2`. What is said of an expert is gathered by `sections`
+and, for each data set, `sections_bdd100k`, `sections_nuscenes` and `sections_carla`; of what drives by
+`sections_driving`, `sections_gate` and `sections_planning`, whose pieces `parts` describes. `charts` draws, `cases` and
 `cases_nuscenes` look at single samples, `runs` reads what a run left behind.
 """
 
 from __future__ import annotations
 
 import datetime
+import shlex
 import time
 from pathlib import Path
 
@@ -19,10 +21,15 @@ from automoe.engine.distributed import setup
 from automoe.engine.runlog import duration
 from automoe.errors import AutoMoEError, DataError
 from automoe.files import write_text
+from automoe.moe.checkpoint import COMPONENTS
 from automoe.report import sections_bdd100k, sections_carla, sections_nuscenes
+from automoe.report.parts import Part
 from automoe.report.runs import NoRunError, TaskRun, load_run
 from automoe.report.sections import Chapter, Section, write_section
-from automoe.stages import carla, nuscenes
+from automoe.report.sections_driving import driving_part
+from automoe.report.sections_gate import gate_part
+from automoe.report.sections_planning import training_part
+from automoe.stages import carla, gating, nuscenes
 
 CHAPTERS: tuple[Chapter, ...] = (
     *sections_bdd100k.CHAPTERS,
@@ -30,6 +37,9 @@ CHAPTERS: tuple[Chapter, ...] = (
     *sections_carla.CHAPTERS,
 )
 """In the order of the page."""
+
+_BY_WORTH = sorted(COMPONENTS, key=lambda name: name != gating.COMPONENT)
+"""What drives: the gate, which hears experts, before a policy."""
 
 Found = list[tuple[Chapter, TaskRun | AutoMoEError]]
 
@@ -42,6 +52,8 @@ def write_report(
     run_name: str,
     nuscenes_root: Path | None = None,
     carla_root: Path | None = None,
+    drives: Path | None = None,
+    gate: Path | None = None,
     samples: int = 6,
     device: str = "auto",
     prepared_dir: Path | None = None,
@@ -53,13 +65,19 @@ def write_report(
     Args:
         data_root, nuscenes_root, carla_root: BDD100K, nuScenes and CARLA (datasets/nuscenes and
             datasets/carla/preprocessed if not given), raw or prepared, for runs whose own data has moved.
+        drives: what `automoe drive --out` left; <output_root>/reports/drive/<run_name>, as far as it is there, if not
+            given.
+        gate: what `automoe gate --out` left; <output_root>/reports/gate/<run_name>.json, as far as it is there, if not
+            given.
         samples: pictures a task: a third of them the best, a third middling, a third the worst of those looked at.
         untrained_limit: validation images for the untrained model, which the report states, and a fifth as many
             nuScenes samples, which have several pictures each; None for all.
 
-    Raises DataError where no task has a run of that name.
+    Raises DataError where no task has a run of that name and nothing is known of driving, and where `drives` or `gate`
+    is absent or damaged.
     """
     started = time.perf_counter()
+    parts = _driving(Path(output_root), run_name, Path(out), drives, gate)
     found: Found = []
     for chapter in CHAPTERS:
         try:
@@ -67,10 +85,14 @@ def write_report(
         except AutoMoEError as error:
             found.append((chapter, error))
     problems = [str(run) for _, run in found if isinstance(run, AutoMoEError)]
-    if len(problems) == len(CHAPTERS):
+    if len(problems) == len(CHAPTERS) and not any(part.shows for part in parts):
+        problems += [said for part in parts if (said := part.problem or part.missing)]
         raise DataError(f"There is nothing to report on. {' '.join(problems)}")
     chosen = str(setup(device).device)
     found, absent = _set_aside(found)
+    if all(part.missing for part in parts):
+        absent += [f"{part.title}: {part.missing}" for part in parts]
+        parts = []
     roots = {
         "BDD100K": Path(data_root),
         "nuScenes": nuscenes_root or project_root() / nuscenes.DEFAULT_ROOT,
@@ -89,6 +111,8 @@ def write_report(
         .render(
             run_name=run_name,
             sections=sections,
+            parts=parts,
+            linked=any(film.link for part in parts for film in part.films),
             absent=absent,
             units=_units([chapter for chapter, _ in found]),
             about=_about([chapter for chapter, _ in found], sections),
@@ -99,6 +123,23 @@ def write_report(
     )
     write_text(Path(out), page)
     return Path(out)
+
+
+def _driving(output_root: Path, run_name: str, page: Path, drives: Path | None, gate: Path | None) -> list[Part]:
+    """What is known of driving, in the order of the page; `write_report` has the arguments."""
+    folder = drives or output_root / "reports" / "drive" / run_name
+    file = gate or output_root / "reports" / "gate" / f"{run_name}.json"
+    runs = [output_root / "models" / "checkpoints" / name / run_name / "best.pth" for name in _BY_WORTH]
+    checkpoint = next((path for path in runs if path.is_file()), runs[0])
+
+    def command(name: str, out: Path) -> str:
+        return shlex.join(["automoe", name, "--checkpoint", str(checkpoint), "--out", str(out)])
+
+    return [
+        driving_part(folder, page, command("drive", folder), named=drives is not None),
+        gate_part(file, command("gate", file), named=gate is not None),
+        training_part(output_root, run_name),
+    ]
 
 
 def _set_aside(found: Found) -> tuple[Found, list[str]]:
@@ -122,7 +163,7 @@ def _about(chapters: list[Chapter], sections: list[Section]) -> dict[str, str]:
 
 
 def _units(chapters: list[Chapter]) -> str:
-    """In what the scores are, in words."""
+    """In what the scores are, in words; empty where there are none."""
     units = dict.fromkeys((chapter.dataset, chapter.unit) for chapter in chapters)
     words = {"percent": "in percent", "fraction": "as fractions"}
     if len({unit for _, unit in units}) == 1:

@@ -25,9 +25,10 @@ class NoRunError(CheckpointError):
 
 @dataclass(frozen=True)
 class TaskRun:
-    """One expert's run.
+    """One run: an expert's, or one of what drives.
 
     Attributes:
+        task: what was trained: an expert's task, or the component of what drives.
         payload: everything in best.pth but the weights.
         manifest: `manifest.json`; empty where there is none.
         evaluations: the lines of metrics.jsonl, oldest first.
@@ -47,7 +48,7 @@ class TaskRun:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """The metrics of best.pth, over the whole validation set, in the task's official unit."""
+        """The metrics of best.pth, over the whole validation set: an expert's in the task's official unit."""
         return self.payload["metrics"]
 
     @property
@@ -61,17 +62,20 @@ class TaskRun:
         return [(step, value) for step, value in points if value is not None]
 
 
-def load_run(output_root: Path, task: str, component: str, run_name: str) -> TaskRun:
-    """The run of a task under `output_root`; component: its folder's name there. Raises NoRunError where there is none,
-    and CheckpointError or DataError where it is damaged."""
+def load_run(output_root: Path, task: str, component: str, run_name: str, key: str = "expert") -> TaskRun:
+    """The run of a task under `output_root`.
+
+    component: its folder's name there. key: where its checkpoint says what it is of, which must be the task.
+    Raises NoRunError where there is none, and CheckpointError or DataError where it is damaged.
+    """
     run_dir = output_root / "models" / "checkpoints" / component / run_name
     if not (run_dir / "best.pth").is_file():
         have = sorted(p.parent.name for p in run_dir.parent.glob("*/best.pth"))
         others = f"; there are runs named {', '.join(have)}" if have else ""
         raise NoRunError(f"No {task} run at {run_dir}{others}.")
     payload = {key: value for key, value in checkpoint.load(run_dir / "best.pth").items() if key != "model"}
-    if payload.get("expert") != task or "metrics" not in payload:
-        raise CheckpointError(f"{run_dir / 'best.pth'} is not the checkpoint of a {task} expert's run.")
+    if payload.get(key) != task or "metrics" not in payload:
+        raise CheckpointError(f"{run_dir / 'best.pth'} is not the checkpoint of a {task} run.")
     try:
         manifest = read_manifest(run_dir)
     except json.JSONDecodeError as error:
@@ -110,20 +114,21 @@ def facts(run: TaskRun) -> list[tuple[str, str]]:
     manifest, payload = run.manifest, run.payload
     result: Mapping[str, Any] = manifest.get("result") or {}
     progress = payload.get("progress", {})
-    unit = "samples" if "cameras" in payload["preprocess"] else "images"
+    preprocess = payload.get("preprocess")
+    unit = "moments" if preprocess is None else "samples" if "cameras" in preprocess else "images"
     found: list[tuple[str, str | None]] = [
         ("state", _state(manifest)),
-        ("fine-tuned from", _source(payload)),
+        ("fine-tuned from" if "expert" in payload else "begun from", _source(payload)),
         ("best weights", f"step {progress['step']} of {progress['total_steps']}" if progress else None),
         ("training time", duration(result["seconds"]) if "seconds" in result else None),
         ("evaluation time", duration(result["evaluation_seconds"]) if "evaluation_seconds" in result else None),
         ("speed", f"{result['images_per_second']:.1f} {unit}/s" if "images_per_second" in result else None),
         ("waiting for data", f"{result['data_wait']:.0%} of training time" if "data_wait" in result else None),
         ("device", _device(manifest)),
-        ("input", _input(payload["preprocess"])),
+        ("input", None if preprocess is None else _input(preprocess)),
         ("global batch", _text(manifest.get("global_batch_size"))),
         ("seed", _text(payload.get("seed"))),
-        ("commit", _commit(payload)),
+        ("commit", commit_text(payload)),
         ("versions", ", ".join(f"{name} {value}" for name, value in (payload.get("versions") or {}).items() if value)),
         ("command", manifest.get("command")),
         ("checkpoint", str(run.checkpoint)),
@@ -151,7 +156,9 @@ def _state(manifest: Mapping[str, Any]) -> str | None:
 
 def _source(payload: Mapping[str, Any]) -> str | None:
     source = payload.get("source")
-    return f"{source['source']}, step {source['steps']}" if source else None
+    if not source:
+        return None
+    return f"{source['source']}, step {source['steps']}" if "steps" in source else source["source"]
 
 
 def _device(manifest: Mapping[str, Any]) -> str | None:
@@ -161,9 +168,10 @@ def _device(manifest: Mapping[str, Any]) -> str | None:
     return f"{manifest['device']}{f', {count} processes' if count > 1 else ''}"
 
 
-def _commit(payload: Mapping[str, Any]) -> str | None:
-    commit = payload.get("commit")
-    return f"{commit[:12]}{' with uncommitted changes' if payload.get('dirty') else ''}" if commit else None
+def commit_text(said: Mapping[str, Any]) -> str | None:
+    """The commit that `engine.manifest.origin` recorded, as people write it; None where it wasn't known."""
+    commit = said.get("commit")
+    return f"{commit[:12]}{' with uncommitted changes' if said.get('dirty') else ''}" if commit else None
 
 
 def _text(value: Any) -> str | None:

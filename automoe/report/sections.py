@@ -139,11 +139,7 @@ def write_section(
     untrained_limit: int | None,
 ) -> Section:
     """Everything that is known of a run; what can't be had is said in a note. `html.write_report` has the arguments."""
-    section = Section(run.task, chapter.title, chapter.anchor, facts=facts(run))
-    if run.limit:
-        section.notes.append(f"The run was a quick look: --limit {run.limit} cut training and validation set alike.")
-    if run.manifest.get("state") not in (None, "finished"):
-        section.notes.append(f"The run is not finished (its state is {run.manifest['state']!r}).")
+    section = Section(run.task, chapter.title, chapter.anchor, notes=run_notes(run), facts=facts(run))
     compared = Compared()
     try:
         sets = find_sets(run.payload, data_root, prepared_dir)
@@ -168,10 +164,20 @@ def write_section(
         section.headline.append({"name": name, "value": chapter.text(run.metrics.get(key)), "compared": values})
     chapter.add_numbers(section, run, compared.scores, sets)
     section.headline_notes += [compared.footnote] if compared.footnote else []
-    section.charts = _training_charts(chapter, run)
+    section.charts = [*loss_chart(run), *validation_chart(run, chapter.curves, chapter.unit)]
     if sets is not None:
         chapter.add_evidence(section, run, sets, samples, device)
     return section
+
+
+def run_notes(run: TaskRun) -> list[str]:
+    """What must be said of a run before its numbers."""
+    notes = []
+    if run.limit:
+        notes.append(f"The run was a quick look: --limit {run.limit} cut training and validation set alike.")
+    if run.manifest.get("state") not in (None, "finished"):
+        notes.append(f"The run is not finished (its state is {run.manifest['state']!r}).")
+    return notes
 
 
 def _data(sets: Sets) -> list[tuple[str, str]]:
@@ -201,16 +207,24 @@ def _world(chapter: Chapter, sets: Sets | None, data_root: Path) -> str | None:
 # --- charts and pictures ------------------------------------------------------------------------------------
 
 
-def _training_charts(chapter: Chapter, run: TaskRun) -> list[dict[str, Any]]:
-    found = []
-    if len(run.loss) > 1:
-        svg = charts.line_chart({"training loss": run.loss}, x_title="step", y_title="loss")
-        found.append(chart("Training loss", svg, "Lower is better; single batches, so it jumps."))
-    learning = {name: run.curve(key) for key, name in chapter.curves}
-    if any(len(points) > 1 for points in learning.values()):
-        svg = charts.line_chart(learning, x_title="step", y_title=chapter.unit)
-        found.append(chart("Validation", svg, "Over the whole validation set, at each evaluation."))
-    return found
+def loss_chart(run: TaskRun) -> list[dict[str, Any]]:
+    """A run's training loss; no chart where there is no curve."""
+    if len(run.loss) < 2:
+        return []
+    svg = charts.line_chart({"training loss": run.loss}, x_title="step", y_title="loss")
+    return [chart("Training loss", svg, "Lower is better; single batches, so it jumps.")]
+
+
+def validation_chart(
+    run: TaskRun, curves: Sequence[tuple[str, str]], unit: str, title: str = "Validation", hint: str = ""
+) -> list[dict[str, Any]]:
+    """Metrics of a run, (key, name), at each evaluation; no chart where there is no curve. hint: what else its caption
+    says."""
+    learning = {name: run.curve(key) for key, name in curves}
+    if not any(len(points) > 1 for points in learning.values()):
+        return []
+    svg = charts.line_chart(learning, x_title="step", y_title=unit)
+    return [chart(title, svg, " ".join(filter(None, ("Over the whole validation set, at each evaluation.", hint))))]
 
 
 def chart(title: str, svg: str, about: str, wide: bool = False) -> dict[str, Any]:

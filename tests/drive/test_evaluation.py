@@ -25,6 +25,7 @@ from automoe.engine import checkpoint
 from automoe.metrics.intervals import T_975, t_interval
 from automoe.moe.checkpoint import TrainedDriver, load_driving_model
 from automoe.moe.planner import Plan
+from automoe.report.sections_driving import driving_part
 from automoe.world.drive import Drive
 from automoe.world.route import plan_route
 from automoe.world.traffic import Density
@@ -129,6 +130,8 @@ def test_what_is_written_is_what_was_driven(tmp_path: Path, capsys: pytest.Captu
     results = json.loads((tmp_path / "teacher" / "results.json").read_bytes())
     assert results["_checkpoint"]["progress"] == [2, 2]
     assert "teacher" in capsys.readouterr().out
+    part = driving_part(tmp_path, tmp_path / "report.html", "", named=True)
+    assert part.tables[0].rows[0].cells[:2] == ["100.0 ± 0.0", "100.0 · 100.0"]
 
 
 def test_a_frame_over_budget_is_counted() -> None:

@@ -47,6 +47,8 @@ def test_the_report_is_one_file_with_every_number(trained: Trained, tmp_path: Pa
     assert page.count('class="tag worst"') == 3
     assert page.count('<div class="card">') == 3
     assert page.count("nuScenes: No nuscenes run at") == 1, "who works with BDD100K alone misses nothing"
+    assert page.count("Driving: Nothing was driven under this name") == 1
+    assert page.count("<section ") == 3
     assert len(page) < 6e6
     for svg in re.findall(r"<svg.*?</svg>", page, re.S):
         ElementTree.fromstring(svg)

@@ -15,6 +15,7 @@ from automoe.data.prepared import ensure_prepared
 from automoe.engine.distributed import setup
 from automoe.errors import CheckpointError
 from automoe.moe.checkpoint import TrainedDriver
+from automoe.report.sections_gate import read_gate
 from automoe.stages.gate_report import arm_table, report_gate, usage_table
 
 ALL = ("detection", "drivable", "segmentation")
@@ -67,6 +68,9 @@ def test_every_arm_and_all_usage_is_told(data_root: Path, tmp_path: Path, one_th
     assert constant["l2_2s"] == pytest.approx(3.6, abs=0.3)
     assert said["usage"]["command/left"]["moments"] == said["usage"]["light/red"]["moments"] > 0
     assert said["usage"]["speed/usual"]["detection"] == 1.0
+    gate = read_gate(tmp_path / "g.json")
+    assert gate.errors == said["errors"]
+    assert gate.usage == said["usage"]
     text = arm_table(said) + usage_table(said)
     assert "best fixed pair" in text
     assert "collapsed" in text
