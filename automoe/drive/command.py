@@ -75,7 +75,7 @@ def drive_command(
     summaries = {}
     for driver in drivers:
         own = [result for result in results if result.driver == driver.name]
-        summaries[driver.name] = summarise_driver(own, len(tasks), numbers)
+        summaries[driver.name] = {**driver.told(), **summarise_driver(own, len(tasks), numbers)}
         write_results(own, len(tasks) * seeds, out / driver.name / "results.json")
     said = {
         "routes": {

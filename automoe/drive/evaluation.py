@@ -53,6 +53,10 @@ class DriverSpec:
     checkpoint: str | None = None
     router: str | None = None
 
+    def told(self) -> dict[str, Any]:
+        """What results say of who drove: checkpoint and router, where there are any."""
+        return {key: value for key, value in asdict(self).items() if key != "name" and value is not None}
+
     def digest(self) -> str:
         """A hash of what decides how it drives."""
         told = json.dumps({"router": self.router, "kind": None if self.checkpoint else self.name})

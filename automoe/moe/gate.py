@@ -24,7 +24,8 @@ class GateConfig:
     """top_k: experts that run at a moment. temperature: of the softmax over them; below 1 it is more decided.
     balance_weight: of the Switch loss that spreads use. supervision: `utility` teaches the gate the measured loss
     reductions, `none` leaves it to the planning loss. utility_weight, utility_temperature: of that lesson; a loss
-    difference of the temperature makes an expert e times as likely. explore: share of training moments at which
+    difference of the temperature makes an expert e times as likely; utility_share: of each batch, on which it is
+    measured: that takes a plan for each expert and one without any. explore: share of training moments at which
     experts, from none to all, are drawn at random instead, so that the planner learns to hear any of them.
     """
 
@@ -34,6 +35,7 @@ class GateConfig:
     supervision: str = "utility"
     utility_weight: float = 1.0
     utility_temperature: float = 0.05
+    utility_share: float = 0.25
     explore: float = 0.5
 
     def __post_init__(self) -> None:
@@ -41,6 +43,8 @@ class GateConfig:
             raise ConfigError(f"gate.supervision is {self.supervision!r}; choose one of {', '.join(SUPERVISION)}.")
         if not self.temperature > 0 or not self.utility_temperature > 0:
             raise ConfigError("gate.temperature and gate.utility_temperature must be numbers above 0.")
+        if not 0.0 < self.utility_share <= 1.0:
+            raise ConfigError(f"gate.utility_share is {self.utility_share}; give a share above 0, at most 1.")
         if self.top_k < 1 or not 0.0 <= self.explore <= 1.0:
             raise ConfigError("gate.top_k must be 1 or more, and gate.explore lie between 0 and 1.")
 

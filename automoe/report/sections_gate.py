@@ -31,7 +31,7 @@ Errors = Mapping[str, float | None]
 @dataclass(frozen=True)
 class Gate:
     """The content of gate.json, as `stages.gate_report.report_gate` writes it. usage: moments and shares by group
-    ("weather/clear")."""
+    ("weather/clear"). cost: milliseconds and GFLOPs of a whole frame by arm, on so many threads."""
 
     checkpoint: str
     experts: Sequence[str]
@@ -40,6 +40,8 @@ class Gate:
     planner: str
     errors: Mapping[str, Errors]
     loss: Mapping[str, float]
+    cost: Mapping[str, Mapping[str, float]]
+    threads: int
     oracle: float
     best_single: str
     best_pair: str | None
@@ -65,7 +67,11 @@ class Gate:
         return cls(
             str(said["checkpoint"]), experts, int(said["top_k"]), bool(said["weather in the context"]),
             str(said["planner"]), errors, {str(arm): float(loss) for arm, loss in said["loss"].items()},
-            float(said["oracle pair loss"]), str(said["best single"]), said["best fixed pair"],
+            {
+                str(arm): {key: float(one[key]) for key in ("milliseconds", "gflops")}
+                for arm, one in said["cost"].items()
+            },
+            int(said["threads"]), float(said["oracle pair loss"]), str(said["best single"]), said["best fixed pair"],
             {name: float(said["use"][name]) for name in experts}, usage, float(said["entropy"]),
             float(said["largest share of one set"]), bool(said["collapsed"]),
         )  # fmt: skip
@@ -151,17 +157,23 @@ def _arms(gate: Gate) -> Table:
             *(_number(errors.get(key)) for key, _ in ERRORS),
             # Who goes straight on says nothing of lights.
             NONE if told is None or arm == CONSTANT else f"{100 * told:.1f}",
+            *_cost(gate.cost.get(arm)),
         ]
         rows.append(Row(arm, cells, (tags[arm],) if arm in tags else ()))
-    rows.append(Row("oracle pair", [_number(gate.oracle), *[NONE] * (len(ERRORS) + 1)], ("by hindsight",)))
+    rows.append(Row("oracle pair", [_number(gate.oracle), *[NONE] * (len(ERRORS) + 3)], ("by hindsight",)))
     about = (
         "Open loop, over the validation set; lower is better but for the light. The planning error is the sum of the "
         "three behind it. Best single and best fixed pair were chosen by their loss on the training set. The oracle "
-        "pair is the one with the smallest loss at each moment, which nobody can know. Open-loop errors say little of "
-        "driving."
+        "pair is the one with the smallest loss at each moment, which nobody can know. Milliseconds are medians of a "
+        f"whole frame, from the picture to the plan, on {gate.threads} thread{'' if gate.threads == 1 else 's'}. "
+        "Open-loop errors say little of driving."
     )
-    columns = ["planning loss", *(name for _, name in ERRORS), "light told, %"]
+    columns = ["planning loss", *(name for _, name in ERRORS), "light told, %", "ms", "GFLOPs"]
     return Table("Who is heard, and what it costs", columns, rows, about)
+
+
+def _cost(cost: Mapping[str, float] | None) -> list[str]:
+    return [NONE, NONE] if cost is None else [f"{cost['milliseconds']:.0f}", f"{cost['gflops']:.2f}"]
 
 
 def _number(value: float | None) -> str:

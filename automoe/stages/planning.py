@@ -6,6 +6,7 @@ hand: experts, camera rig and config are in it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from automoe.config import from_dict
 from automoe.data.carla_prepared import TASK
 from automoe.data.images import decode_jpeg
-from automoe.data.sequences import CarlaSequences, SequenceConfig, collate, picture_key
+from automoe.data.sequences import CarlaSequences, SequenceConfig, TargetsBatch, collate, picture_key
 from automoe.data.transforms import ColorConfig
 from automoe.engine.config import EngineConfig
 from automoe.engine.distributed import Distributed
@@ -103,8 +104,9 @@ class PlanningStep(nn.Module):
         assert routing is not None
         losses = mean_losses(planning_losses(plan, targets, model.planner))
         if config.supervision == "utility":
-            utility = measured_utility(model, context, source, batch)
-            losses["utility"] = utility_loss(routing.logits, utility, config.utility_temperature)
+            some = math.ceil(config.utility_share * count)
+            utility = measured_utility(model, context, source, batch, some)
+            losses["utility"] = utility_loss(routing.logits[:some], utility, config.utility_temperature)
             losses["utility"] = losses["utility"] * config.utility_weight
         if config.balance_weight > 0.0:
             # Of the gate's own choice: what is drawn at random is even by itself.
@@ -118,18 +120,23 @@ class PlanningStep(nn.Module):
 
 
 @torch.no_grad()
-def measured_utility(model: DrivingModel, context: Context, source: TokenSource, batch: Mapping[str, Any]) -> Tensor:
-    """By how much each expert, heard alone, lowers the planning loss of each sample of a batch: [B, E]."""
-    pictures, experts, device = batch["observation"].pictures, len(model.names), context.vector.device
+def measured_utility(
+    model: DrivingModel, context: Context, source: TokenSource, batch: Mapping[str, Any], count: int
+) -> Tensor:
+    """By how much each expert, heard alone, lowers the planning loss of each of the first `count` samples of a batch:
+    [count, E]."""
+    pictures, experts, device = batch["observation"].pictures[:count], len(model.names), context.vector.device
+    context = Context._make(one[:count] for one in context)
+    targets = TargetsBatch._make(one[:count] for one in batch["targets"])
     training = model.planner.training
     model.planner.eval()
     found = []
     for heard in [None, *range(experts)]:
-        chosen = torch.zeros(len(pictures), experts, dtype=torch.bool, device=device)
+        chosen = torch.zeros(count, experts, dtype=torch.bool, device=device)
         if heard is not None:
             chosen[:, heard] = True
         plan, _ = model.decide(context, pictures, source, given(chosen))
-        found.append(planning_losses(plan, batch["targets"], model.planner)["loss"])
+        found.append(planning_losses(plan, targets, model.planner)["loss"])
     model.planner.train(training)
     return (found[0] - torch.stack(found[1:])).T
 

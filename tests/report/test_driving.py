@@ -88,6 +88,7 @@ def write_gate(path: Path, **more: Any) -> dict[str, Any]:
         "weather in the context": True, "planner": "one for all arms; none trained anew",
         "errors": {arm: errors(error) for arm, error in arms.items()},
         "loss": {arm: 1.0 + error for arm, error in arms.items() if arm != "constant velocity"},
+        "cost": {"learned top-1": {"milliseconds": 41.3, "gflops": 1.234}}, "threads": 2,
         "oracle pair loss": 0.987, "best single": "drivable", "best fixed pair": "detection+drivable",
         "use": {"detection": 0.62, "drivable": 0.38},
         "usage": {
@@ -307,12 +308,13 @@ def test_the_gate_is_told_with_its_arms_and_its_use(tmp_path: Path) -> None:
         "detection+drivable|best fixed pair", "learned top-1|the gate", "drivable|best single", "detection",
         "constant velocity", "oracle pair|by hindsight",
     ]  # fmt: skip
-    assert table["learned top-1|the gate"] == ["1.200", "0.950", "0.200", "0.500", "0.250", "91.2"]
-    assert table["constant velocity"] == ["–", "3.750", "3.000", "0.500", "0.250", "–"]
-    assert table["oracle pair|by hindsight"] == ["0.987", "–", "–", "–", "–", "–"]
+    assert table["learned top-1|the gate"] == ["1.200", "0.950", "0.200", "0.500", "0.250", "91.2", "41", "1.23"]
+    assert table["constant velocity"] == ["–", "3.750", "3.000", "0.500", "0.250", "–", "–", "–"]
+    assert table["oracle pair|by hindsight"] == ["0.987", *["–"] * 7]
     for fact in ("one for all arms; none trained anew", "1 of 2 at a moment", "0.44 nats of at most 0.69",
                  "62 % of all moments", "the choice varies", "yes: rain and darkness are told"):  # fmt: skip
         assert fact in part
+    assert "on 2 threads" in part
     assert "Who runs, by weather" in part
     assert "rainy: drivable 95.0 %" in part
     assert ">of 30<" in part
