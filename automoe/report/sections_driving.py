@@ -113,7 +113,9 @@ def _fill(part: Part, folder: Path, page: Path) -> None:
     said = read_object(folder / SUMMARY, MADE_BY)
     try:
         drivers = [Driver.from_json(name, one) for name, one in said["drivers"].items()]
-        part.facts = [*_facts(said), ("from", str(folder))]
+        driven = [(name, one["checkpoint"]) for name, one in said["drivers"].items() if "checkpoint" in one]
+        part.facts = [*_facts(said), *((f"checkpoint of {name}", str(file)) for name, file in driven)]
+        part.facts.append(("from", str(folder)))
         seeds, embedded = len(said["seeds"]), said["simulator"] == EMBEDDED
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(

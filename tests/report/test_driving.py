@@ -51,7 +51,8 @@ def write_drives(folder: Path, seeds: Sequence[int] = (0, 1), simulator: str = "
                         name, route, seed, record.to_json(0), 600, 0.0312, 0.03, 4, trouble, use, 2.5 + route, "0"
                     )
                 )
-        summaries[name] = summarise_driver(results, 2, seeds)
+        told = {"checkpoint": "gate/best.pth"} if name == "policy" else {}
+        summaries[name] = {**told, **summarise_driver(results, 2, seeds)}
         write_results(results, 2 * len(seeds), folder / name / "results.json")
     said = {
         "routes": {"from": "generated", "count": 2, "length": 251.4, "towns": ["carla-val-01", "carla-val-02"]},
@@ -153,6 +154,7 @@ def test_every_driver_has_its_row_with_intervals_and_what_ran(tmp_path: Path) ->
     seeds = [(0.6 * 90 + 90) / 2, (0.6 * 80 + 80) / 2]
     half = 12.706 * (seeds[0] - seeds[1]) / 2
     driven = 2 * 0.25 * (0.9 + 0.8)
+    assert "<dt>checkpoint of policy</dt><dd>gate/best.pth</dd>" in part
     assert rows(part)["policy"] == [
         f"68.0 ± {half:.1f}", "72.0 · 64.0", "85.0", "0", "0.00", f"{2 / driven:.2f}", "0.00", "0.00", "0.00", "3.00",
         "31.2", "16 of 2,400", "dead camera: 3",
