@@ -155,13 +155,17 @@ class DetectionExpert(ImageExpert):
         return out
 
     def driving_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """A token for each of the surest boxes: its query's state, its classes' probabilities, its width and height,
-        and the picture within it in `PATCH` x `PATCH` pixels: no class says what colour a light has."""
+        """A token for each of the surest boxes, at the middle of its lower edge, where what it shows stands: its
+        query's state, its classes' probabilities, the logarithms of its width and height (about from -1 to 1), and the
+        picture within it in `PATCH` x `PATCH` pixels: no class says what colour a light has."""
         outputs = self(self.normalise(images))
         scores = outputs["logits"][-1].sigmoid()
         best = scores.amax(dim=-1).topk(min(DRIVING_BOXES, scores.shape[1]), dim=1).indices
         boxes, states, scores = (rows_at(one, best) for one in (outputs["boxes"][-1], outputs["tokens"], scores))
-        return torch.cat([states, scores, boxes[..., 2:], patches(images, boxes)], dim=-1), boxes[..., :2]
+        x, y, _, height = boxes.unbind(-1)
+        feet = torch.stack([x, (y + height / 2).clamp(max=1.0)], dim=-1)
+        size = boxes[..., 2:].clamp(min=1e-3).log() / 2 + 1.5
+        return torch.cat([states, scores, size, patches(images, boxes)], dim=-1), feet
 
     def make_criterion(self, reduce_count: CountReducer) -> DetectionCriterion:
         return DetectionCriterion(self.config, reduce_count)

@@ -2,7 +2,7 @@
 
 Experts here differ in kind and are frozen: there is nothing that equal use would train better. So the balance loss is
 weak by default and what an expert is worth is measured instead (`utility`): the gate is taught by how much the planning
-loss falls when each expert is heard.
+loss falls when each expert is heard beside others.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Adapter(nn.Module):
 
     def __init__(self, features: int, dim: int) -> None:
         super().__init__()
-        self.features = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, dim))
+        self.features = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.position = nn.Linear(dim, dim)
         self.speaker = nn.Parameter(torch.zeros(dim))
         self.dim = dim

@@ -23,7 +23,7 @@ from automoe.experts.inference import load_expert, network_input
 from automoe.experts.registry import build_expert
 from automoe.machine import cpu_has_bfloat16
 
-TOKENS_VERSION = 2
+TOKENS_VERSION = 3
 """Raised when what experts' `driving_tokens` say changes, or how a picture becomes their input: cached tokens of
 another version are not taken for these."""
 

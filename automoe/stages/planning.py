@@ -123,22 +123,30 @@ class PlanningStep(nn.Module):
 def measured_utility(
     model: DrivingModel, context: Context, source: TokenSource, batch: Mapping[str, Any], count: int
 ) -> Tensor:
-    """By how much each expert, heard alone, lowers the planning loss of each of the first `count` samples of a batch:
-    [count, E]."""
+    """By how much each expert lowers the planning loss of each of the first `count` samples of a batch, beside as many
+    others, drawn at random, as run beside it in use: [count, E]. Alone, two that say the same would both look good."""
+    assert model.gate is not None
     pictures, experts, device = batch["observation"].pictures[:count], len(model.names), context.vector.device
     context = Context._make(one[:count] for one in context)
     targets = TargetsBatch._make(one[:count] for one in batch["targets"])
     training = model.planner.training
     model.planner.eval()
-    found = []
-    for heard in [None, *range(experts)]:
-        chosen = torch.zeros(count, experts, dtype=torch.bool, device=device)
-        if heard is not None:
-            chosen[:, heard] = True
+
+    def loss(chosen: Tensor) -> Tensor:
         plan, _ = model.decide(context, pictures, source, given(chosen))
-        found.append(planning_losses(plan, targets, model.planner)["loss"])
+        return planning_losses(plan, targets, model.planner)["loss"]
+
+    found = []
+    for expert in range(experts):
+        drawn = torch.rand(count, experts, device=device)
+        drawn[:, expert] = -1.0
+        beside = drawn.topk(model.gate.config.top_k - 1, dim=-1).indices
+        without = torch.zeros(count, experts, dtype=torch.bool, device=device).scatter(-1, beside, True)
+        together = without.clone()
+        together[:, expert] = True
+        found.append(loss(without) - loss(together))
     model.planner.train(training)
-    return (found[0] - torch.stack(found[1:])).T
+    return torch.stack(found, dim=1)
 
 
 class PlanningScores:

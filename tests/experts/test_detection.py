@@ -227,7 +227,8 @@ def test_driving_tokens_are_the_surest_boxes(expert: DetectionExpert) -> None:
     best = scores.amax(dim=-1).argsort(dim=1, descending=True)[:, : features.shape[1]]
     for row in range(2):
         torch.testing.assert_close(features[row, :, width : width + scores.shape[-1]], scores[row, best[row]])
-        torch.testing.assert_close(positions[row], outputs["boxes"][-1][row, best[row], :2])
+        x, y, _, height = outputs["boxes"][-1][row, best[row]].T
+        torch.testing.assert_close(positions[row], torch.stack([x, (y + height / 2).clamp(max=1.0)], dim=-1))
 
 
 def test_unknown_settings_are_named() -> None:

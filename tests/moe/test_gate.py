@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from automoe.data.sequences import TargetsBatch
 from automoe.errors import ConfigError
+from automoe.moe.context import Context
 from automoe.moe.gate import Gate, GateConfig, Routing, balance_loss, random_choice, utility_loss
+from automoe.stages import planning
 
 
 def routed(logits: torch.Tensor, **config) -> Routing:
@@ -95,3 +101,29 @@ def test_close_calls_are_made_in_full_precision() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert not torch.equal(gate.score(context).float(), plain)  # what autocast would make of it
         assert torch.equal(gate(context).logits, plain)
+
+
+def test_of_two_experts_that_say_the_same_neither_is_worth_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either of the first two lowers the loss by 0.5, both by no more; the third by 0.3 whoever else is heard."""
+
+    class Model(torch.nn.Module):
+        names = ("one", "again", "other")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.planner = torch.nn.Identity()
+            self.gate = Gate(GateConfig(top_k=2), 8, 3)
+
+        def decide(self, context: Any, pictures: Any, source: Any, router: Any) -> tuple[torch.Tensor, None]:
+            chosen = router(self.gate, context.vector).chosen.float()
+            assert len(chosen) == len(pictures) == 200
+            assert (chosen.sum(dim=1) <= 2).all()
+            return 1.0 - 0.5 * chosen[:, :2].amax(dim=1) - 0.3 * chosen[:, 2], None
+
+    monkeypatch.setattr(planning, "planning_losses", lambda plan, targets, planner: {"loss": plan})
+    count = 240
+    context = Context(*(torch.zeros(count, 8) for _ in Context._fields))
+    targets = TargetsBatch(*(torch.zeros(count) for _ in TargetsBatch._fields))
+    batch = {"observation": SimpleNamespace(pictures=[None] * count), "targets": targets}
+    utility = planning.measured_utility(Model(), context, None, batch, 200).mean(dim=0)  # type: ignore[arg-type]
+    torch.testing.assert_close(utility, torch.tensor([0.25, 0.25, 0.3]), atol=0.06, rtol=0)
