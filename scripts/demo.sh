@@ -11,13 +11,14 @@ frames=${DEMO_TRAIN:-800}               # BDD100K: frames
 val_frames=${DEMO_VAL:-500}
 scenes=${DEMO_SCENES:-8}                # nuScenes: scenes of 10 s
 val_scenes=${DEMO_VAL_SCENES:-8}
-runs=${DEMO_RUNS:-16}                   # CARLA: runs, short ones: many places and weathers teach more than long drives
-val_runs=${DEMO_VAL_RUNS:-8}
-run_seconds=${DEMO_RUN_SECONDS:-10}
-gate_steps=${DEMO_GATE_STEPS:-400}      # of gate and planner on the frozen experts
-policy_steps=${DEMO_POLICY_STEPS:-400}  # of the policy without experts, which stands beside
+runs=${DEMO_RUNS:-20}                   # CARLA: runs, short ones: many places and weathers teach more than long drives
+val_runs=${DEMO_VAL_RUNS:-4}
+run_seconds=${DEMO_RUN_SECONDS:-12}
+moments=${DEMO_MOMENTS:-600}            # of them, that the frozen experts look at
+gate_steps=${DEMO_GATE_STEPS:-250}      # of gate and planner on the frozen experts
+policy_steps=${DEMO_POLICY_STEPS:-300}  # of the policy without experts, which stands beside
 routes=${DEMO_ROUTES:-1}                # to drive
-route_length=${DEMO_ROUTE_LENGTH:-200}  # metres
+route_length=${DEMO_ROUTE_LENGTH:-120}  # metres
 output=${DEMO_OUTPUT:-.}                # models/ and logs/ go below it
 report=${DEMO_REPORT:-reports/demo/index.html}
 drives=${DEMO_DRIVES:-${report%/*}/drive}
@@ -67,11 +68,12 @@ nuscenes_carla() {
     --seconds 10 --seed 0 --workers "$share"
   # One camera a sample: the LiDAR finds most in a run so short, and steps are what it needs.
   EXTRA_ARGS="--train_cameras 1 ${EXTRA_ARGS:-}" train train_nuscenes_expert_ddp.sh "$data/nuscenes"
-  # Two frames a second: frames that follow each other sooner show an expert little that is new. The front camera is the
-  # one with labels.
+  # The front camera is the one with labels; the one beside it shows what drives how to come back. A lead-in, so that
+  # runs begin in the middle of traffic.
   "$bin/automoe" world export carla --out "$data/carla/raw" --runs "$runs" --val_runs "$val_runs" \
-    --seconds "$run_seconds" --save_every 10 --cameras front --seed 0 --workers "$share"
-  "$bin/automoe" prepare carla --data_root "$data/carla/raw" --out "$data/carla/preprocessed"
+    --seconds "$run_seconds" --cameras front front_shifted --lead_in 15 --seed 0 --workers "$share"
+  "$bin/automoe" prepare carla --data_root "$data/carla/raw" --out "$data/carla/preprocessed" \
+    --cameras front front_shifted
   SKIP_DETECTION=1 SKIP_DRIVABLE=1 SKIP_SEGMENTATION=1 finetune
 }
 
@@ -83,8 +85,8 @@ mixture() {
   # On a copy: the script writes the run's parameters into its config.
   [ -f "$data/gating_network.json" ] || cp models/configs/gating_network/tiny/config.json "$data/gating_network.json"
   RUN_NAME=tiny CONFIG="$data/gating_network.json" DATA_ROOT="$data/carla/preprocessed" OUTPUT_ROOT="$output" \
-    DEVICE="${DEVICE:-auto}" PYTHON="$bin/python" MAX_STEPS="${MAX_STEPS:-$gate_steps}" OMP_NUM_THREADS="$share" \
-    bash training/train_gating_network.sh
+    DEVICE="${DEVICE:-auto}" PYTHON="$bin/python" MAX_STEPS="${MAX_STEPS:-$gate_steps}" LIMIT="$moments" \
+    OMP_NUM_THREADS="$share" bash training/train_gating_network.sh
 }
 lonely() {
   OMP_NUM_THREADS="$share" "$bin/python" training/train_carla_policy.py --profile tiny --run_name tiny \
@@ -107,7 +109,7 @@ both mixture mixture policy lonely
 say "4/5  Driving $routes route of $route_length m in a town that nobody was trained in"
 models="$output/models/checkpoints"
 "$bin/automoe" gate --checkpoint "$models/gating_network/tiny/best.pth" --data_root "$data/carla/preprocessed" \
-  --limit 200 --out "$gate_report"
+  --limit 60 --out "$gate_report"
 "$bin/automoe" drive --checkpoint "$models/gating_network/tiny/best.pth" --number "$routes" --length "$route_length" \
   --seeds 1 --beside teacher constant_velocity "no_experts=$models/carla_policy/tiny/best.pth" --out "$drives"
 

@@ -58,6 +58,9 @@ BOX_SCORE = 0.3
 VERDICT_SECONDS = 2.5
 """For how long a film says at its end what became of the drive."""
 
+STILL, MOVING = 5.0, 0.1
+"""Seconds of standing after which a film leaves out what follows, until the car is at that speed again, m/s."""
+
 FILM_CAMERA = (608, 456)
 """Width and height of the camera that shows the drives of those who look through none."""
 
@@ -121,14 +124,18 @@ def film(driver: DriverSpec, tasks: Sequence[RouteTask], seed: int, out: Path) -
 
 
 def film_drive(driver: DriverSpec, task: RouteTask, seed: int, path: Path) -> Path:
-    """One film. Raises as `film` does."""
+    """One film, without the long waits. Raises as `film` does."""
     simulator, agent = begin(driver, task, seed)
     painter = Painter(simulator, agent, driver.name, f"{task.name(seed)} in {task.town}")
     every, number = max(1, round(1 / (FILMED * simulator.frame_seconds))), itertools.count()
+    moved = simulator.time
     with video_file(path) as add:
 
         def watch(observation: Observation, control: Control) -> None:
-            if next(number) % every == 0:
+            nonlocal moved
+            if observation.speed > MOVING:
+                moved = observation.time
+            if next(number) % every == 0 and observation.time - moved <= STILL:
                 add(painter.paint(observation, control))
 
         record = drive_route(simulator, agent, task.name(seed), watch=watch)

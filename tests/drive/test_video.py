@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 from driving_models import model
 
+from automoe.data.sequences import Observation
 from automoe.drive import video
 from automoe.drive.agent import ModelAgent
 from automoe.drive.closed_loop import drive_route
@@ -183,6 +185,27 @@ def test_a_film_of_the_teacher(drive, tmp_path, monkeypatch) -> None:
     # The first moment and the verdict differ, the picture has light and shade.
     assert np.abs(shown[0].astype(int) - shown[-1]).mean() > 5.0
     assert shown[0][: video.CAMERA_SIZE[0], : video.CAMERA_SIZE[1]].std() > 20.0
+
+
+def test_a_film_leaves_out_long_waits(drive, tmp_path, monkeypatch) -> None:
+    """A car that never starts is filmed for some seconds, though it takes minutes until it counts as blocked."""
+
+    class Sleeper:
+        trouble: dict[str, int] = {}
+
+        def act(self, observation: Observation) -> Control:
+            return Control(0.0, 0.0, 1.0)
+
+        def shown(self) -> dict[str, Any]:
+            return {}
+
+    simulator = EmbeddedSimulator(drive, "r")
+    monkeypatch.setattr(video, "begin", lambda *_: (simulator, Sleeper()))
+    monkeypatch.setattr(video, "FILM_CAMERA", (200, 152))
+    (path,) = video.film(DriverSpec(TEACHER), [TASK], 0, tmp_path)
+    assert simulator.time > 60.0
+    filmed = video.STILL * video.FILMED + video.VERDICT_SECONDS * video.PLAYED
+    assert abs(len(pictures(path)) - filmed) <= 2
 
 
 def test_who_is_filmed_drives_as_ever(stage, obstacles, drive, driver, tmp_path) -> None:
