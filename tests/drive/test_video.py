@@ -191,7 +191,8 @@ def test_a_film_leaves_out_long_waits(drive, tmp_path, monkeypatch) -> None:
     """A car that never starts is filmed for some seconds, though it takes minutes until it counts as blocked."""
 
     class Sleeper:
-        trouble: dict[str, int] = {}
+        def __init__(self) -> None:
+            self.trouble: dict[str, int] = {}
 
         def act(self, observation: Observation) -> Control:
             return Control(0.0, 0.0, 1.0)
