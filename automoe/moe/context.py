@@ -85,24 +85,25 @@ class ContextEncoder(nn.Module):
             self.register_buffer("mean", mean, persistent=False)
             self.register_buffer("std", std, persistent=False)
             channels = self.stem.channels[0]
-            self.project = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim))
-            self.position = nn.Linear(dim, dim)
+            self.project = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim), nn.LayerNorm(dim))
+            self.position = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
             self.glance = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim))
         self.command = nn.Embedding(len(CARLA_COMMANDS) + 1, dim)  # the last one: nobody said
         told = 4 * (past + 1) + 3 * ROUTE_POINTS + 2 * len(AMBIENT)
         self.state = nn.Sequential(nn.Linear(told, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.settle = nn.LayerNorm(dim)
         self.join = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, observation: ObservationBatch) -> Context:
         command = observation.command.clamp(min=-1) % self.command.num_embeddings
         motion = self._told(observation.motion, self.config.speed_dropout)
         speed = motion[:, -1, 0].nan_to_num(0.0)
-        state = self.state(self._numbers(motion, observation)) + self.command(command)
+        state = self.settle(self.state(self._numbers(motion, observation)) + self.command(command))
         if self.config.blind:
             return Context(self.join(state), state, state[:, None], speed, observation.route)
         (feature_map,) = self.stem((observation.image.float() - self.mean) / self.std)
         cells, positions = grid_tokens(feature_map)
-        spots = self.position(position_encoding(positions, self.position.in_features))
+        spots = self.position(position_encoding(positions, state.shape[1]))
         vector = self.join(state + self.glance(feature_map.mean(dim=(2, 3))))
         tokens = torch.cat([self.project(cells) + spots, state[:, None]], dim=1)
         return Context(vector, state, tokens, speed, observation.route)

@@ -45,13 +45,16 @@ class DrivingConfig:
 
 
 class Adapter(nn.Module):
-    """An expert's tokens in the planner's width, with where they speak of and who speaks."""
+    """An expert's tokens in the planner's width, with where they speak of and who speaks: three parts of one scale,
+    that of the context's tokens. Quiet tokens are not listened to, and what is not listened to doesn't learn."""
 
     def __init__(self, features: int, dim: int) -> None:
         super().__init__()
-        self.features = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.position = nn.Linear(dim, dim)
-        self.speaker = nn.Parameter(torch.zeros(dim))
+        self.features = nn.Sequential(
+            nn.LayerNorm(features), nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim), nn.LayerNorm(dim)
+        )
+        self.position = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
+        self.speaker = nn.Parameter(torch.randn(dim))
         self.dim = dim
 
     def forward(self, features: Tensor, positions: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class Planner(nn.Module):
         super().__init__()
         self.config, self.sequence = config, sequence
         dim, points, times = config.dim, sequence.path_metres, len(sequence.waypoint_seconds)
-        self.queries = nn.Parameter(torch.randn(points + times + 2, dim) * 0.02)
+        self.queries = nn.Parameter(torch.randn(points + times + 2, dim))
         layer = nn.TransformerDecoderLayer(
             dim, config.heads, 4 * dim, config.dropout, activation=F.silu, batch_first=True, norm_first=True
         )
