@@ -360,7 +360,8 @@ def gate(
     device: str = "auto",
 ) -> None:
     """Say what a gate does and what it is worth, open loop: which experts run when, and the planning errors when other
-    experts are heard instead: each alone, every pair, all, chance, and the best pair for each moment by hindsight.
+    experts are heard instead: nobody, each alone, every pair, all, chance, and the best pair for each moment by
+    hindsight.
     """
     from automoe.engine.distributed import setup
     from automoe.moe.checkpoint import load_driving_model

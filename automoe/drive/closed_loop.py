@@ -28,8 +28,8 @@ class Timing:
         return int((np.array(self.agent) > budget).sum())
 
 
-Watch = Callable[[Observation, Control], None]
-"""Shown every observation with what was done about it."""
+Watch = Callable[[Observation, Control], bool | None]
+"""Shown every observation with what was done about it; True breaks the drive off there."""
 
 
 def drive_route(
@@ -48,8 +48,9 @@ def drive_route(
             failure, seen = AGENT_CRASHED, time.perf_counter()
             control = agent.act(observation)
             failure, acted = SIMULATION_CRASHED, time.perf_counter()
-            if watch is not None:
-                watch(observation, control)
+            if watch is not None and watch(observation, control):
+                failure = None
+                break
             simulator.step(control)
             timing.agent.append(acted - seen)
             timing.world.append(seen - before + time.perf_counter() - acted)

@@ -100,7 +100,8 @@ def drive_command(
     if checkpoint is not None and videos and simulator == EMBEDDED:
         from automoe.drive.video import film
 
-        for path in film(drivers[0], tasks[:videos], numbers[0], out / "videos"):
+        records = [one.scored for one in results if one.driver == drivers[0].name and one.seed == numbers[0]]
+        for path in film(drivers[0], tasks[:videos], numbers[0], out / "videos", records):
             print(f"Video: {path}")
     print(f"Results: {out / SUMMARY}")
     return said

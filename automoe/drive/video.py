@@ -8,6 +8,7 @@ from above follows the car, its heading up.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from automoe.drive.closed_loop import drive_route
 from automoe.drive.embedded import EmbeddedSimulator
 from automoe.drive.evaluation import DriverSpec, begin
 from automoe.drive.leaderboard import LABELS, OUTSIDE, SIMULATION_CRASHED, RouteRecord
+from automoe.drive.referee import BLOCKED_SECONDS
 from automoe.drive.routes import RouteTask
 from automoe.drive.simulator import Agent
 from automoe.errors import WorldError
@@ -109,8 +111,12 @@ class Seen(NamedTuple):
     said: Mapping[str, np.ndarray]
 
 
-def film(driver: DriverSpec, tasks: Sequence[RouteTask], seed: int, out: Path) -> list[Path]:
+def film(
+    driver: DriverSpec, tasks: Sequence[RouteTask], seed: int, out: Path, records: Sequence[RouteRecord] = ()
+) -> list[Path]:
     """Drive each route once more and leave out/<driver>_<route>.mp4. Returns the files.
+
+    records: what became of those drives, if they are known: nobody waits then for a car that never moves again.
 
     Raises WriteError where one can't be written, and WorldError where the world, or the drawing, breaks off; a film
     appears whole or not at all.
@@ -118,30 +124,38 @@ def film(driver: DriverSpec, tasks: Sequence[RouteTask], seed: int, out: Path) -
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as those who drive for a score: sums depend on it
     try:
-        return [film_drive(driver, task, seed, out / f"{driver.name}_{task.name(seed)}.mp4") for task in tasks]
+        known = {record.route_id: record for record in records}
+        return [
+            film_drive(driver, task, seed, out / f"{driver.name}_{name}.mp4", known.get(name))
+            for task in tasks
+            for name in [task.name(seed)]
+        ]
     finally:
         torch.set_num_threads(threads)
 
 
-def film_drive(driver: DriverSpec, task: RouteTask, seed: int, path: Path) -> Path:
-    """One film, without the long waits. Raises as `film` does."""
+def film_drive(driver: DriverSpec, task: RouteTask, seed: int, path: Path, known: RouteRecord | None = None) -> Path:
+    """One film, without the long waits. known: what became of the drive. Raises as `film` does."""
     simulator, agent = begin(driver, task, seed)
     painter = Painter(simulator, agent, driver.name, f"{task.name(seed)} in {task.town}")
     every, number = max(1, round(1 / (FILMED * simulator.frame_seconds))), itertools.count()
     moved = simulator.time
+    # When a car that stays blocked stood still for good: from then on there is nothing to see.
+    stuck = known.seconds - BLOCKED_SECONDS - 1.0 if known and known.infractions.get("vehicle_blocked") else math.inf
     with video_file(path) as add:
 
-        def watch(observation: Observation, control: Control) -> None:
+        def watch(observation: Observation, control: Control) -> bool:
             nonlocal moved
             if observation.speed > MOVING:
                 moved = observation.time
             if next(number) % every == 0 and observation.time - moved <= STILL:
                 add(painter.paint(observation, control))
+            return observation.time - moved > STILL and moved > stuck
 
         record = drive_route(simulator, agent, task.name(seed), watch=watch)
         if painter.last is None or record.failure == SIMULATION_CRASHED:
             raise WorldError(f"{path} was not filmed: {record.failure} ({record.reason}); what it says is above.")
-        verdict = draw_verdict(painter.last, record)
+        verdict = draw_verdict(painter.last, known or record)
         for _ in range(round(VERDICT_SECONDS * PLAYED)):
             add(verdict)
     return path

@@ -49,10 +49,11 @@ COLLAPSED = 0.95
 
 
 def arms_of(model: DrivingModel) -> dict[str, Router]:
-    """The routers that a gate is compared with, by name: its own choice with other k, every expert alone, every pair,
-    all without a gate, and chance."""
+    """The routers that a gate is compared with, by name: its own choice with other k, nobody at all, every expert
+    alone, every pair, all without a gate, and chance."""
     names, own = model.names, model.config.gate.top_k
     arms: dict[str, Router] = {f"learned top-{k}": learned(k) for k in sorted({1, own, len(names)})}
+    arms["nobody"] = fixed([], names)  # what the planner knows without experts: they must lower the error from there
     arms |= {name: fixed([name], names) for name in names}
     arms |= {f"{a}+{b}": fixed([a, b], names) for a, b in itertools.combinations(names, 2)}
     return {**arms, "uniform": uniform(), f"random {own}": drawn(own, 0)}

@@ -47,7 +47,7 @@ def test_every_arm_and_all_usage_is_told(data_root: Path, tmp_path: Path, one_th
     probabilities = np.exp([9.0, 0.0, 5.0]) / np.exp([9.0, 0.0, 5.0]).sum()
     assert said["entropy"] == pytest.approx(-(probabilities * np.log(probabilities)).sum(), abs=0.05)
     pairs = ["detection+drivable", "detection+segmentation", "drivable+segmentation"]
-    arms = ["learned top-1", "learned top-2", "learned top-3", *ALL, *pairs, "uniform", "random 2"]
+    arms = ["learned top-1", "learned top-2", "learned top-3", "nobody", *ALL, *pairs, "uniform", "random 2"]
     untold = "learned top-2, weather not told"
     assert list(said["loss"]) == [*arms, untold]
     assert set(said["errors"]) == {*arms, untold, "constant velocity"}
@@ -55,7 +55,7 @@ def test_every_arm_and_all_usage_is_told(data_root: Path, tmp_path: Path, one_th
     # Of the whole frame, and of what runs: a pair costs what its two cost alone, but for what always runs.
     gflops = {name: cost["gflops"] for name, cost in said["cost"].items()}
     assert gflops["learned top-2"] == pytest.approx(gflops["detection+segmentation"])
-    assert gflops["learned top-1"] < gflops["learned top-2"] < gflops["learned top-3"]
+    assert gflops["nobody"] < gflops["learned top-1"] < gflops["learned top-2"] < gflops["learned top-3"]
     assert all(cost["milliseconds"] > 0.0 for cost in said["cost"].values())
     assert said["loss"][untold] != said["loss"]["learned top-2"]
     # The gate's own choice is that pair, with the same weights.
