@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What `make demo` does once the environment is there: record three data sets, train four experts on two of them,
-# fine-tune the four on the third, train what drives on the four, drive a route, report. Every step goes on where it was
-# stopped.
+# fine-tune the four on the third, report; with DEMO_DRIVE=1 also train what drives on the four, and drive a route. Every
+# step goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,9 +11,10 @@ frames=${DEMO_TRAIN:-800}               # BDD100K: frames
 val_frames=${DEMO_VAL:-500}
 scenes=${DEMO_SCENES:-8}                # nuScenes: scenes of 10 s
 val_scenes=${DEMO_VAL_SCENES:-8}
-runs=${DEMO_RUNS:-20}                   # CARLA: runs, short ones: many places and weathers teach more than long drives
-val_runs=${DEMO_VAL_RUNS:-4}
-run_seconds=${DEMO_RUN_SECONDS:-12}
+runs=${DEMO_RUNS:-16}                   # CARLA: runs, short ones: many places and weathers teach more than long drives
+val_runs=${DEMO_VAL_RUNS:-8}
+run_seconds=${DEMO_RUN_SECONDS:-10}
+drive=${DEMO_DRIVE:-0}                  # 1 goes on to gate, policy and a route
 moments=${DEMO_MOMENTS:-600}            # of them, that the frozen experts look at
 gate_steps=${DEMO_GATE_STEPS:-250}      # of gate and planner on the frozen experts
 policy_steps=${DEMO_POLICY_STEPS:-300}  # of the policy without experts, which stands beside
@@ -30,6 +31,18 @@ started=$SECONDS
 cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
 share=$((cores > 1 ? cores / 2 : 1))    # of the cores, for each of two lanes
 other=""                                # the second lane's process group, while there is one
+
+# The front camera is the one with labels. Two frames a second: frames that follow each other sooner show an expert little
+# that is new. What drives learns from more of them, from runs that begin in the middle of traffic, and from a camera that
+# stands aside, which shows how to come back.
+cameras=(front)
+recorded=(--cameras front --save_every 10)
+steps=3
+if [ "$drive" = 1 ]; then
+  cameras=(front front_shifted)
+  recorded=(--cameras front front_shifted --lead_in 15)
+  steps=5
+fi
 
 say() { printf '\n[%d:%02d] %s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60)) "$1"; }
 
@@ -68,12 +81,9 @@ nuscenes_carla() {
     --seconds 10 --seed 0 --workers "$share"
   # One camera a sample: the LiDAR finds most in a run so short, and steps are what it needs.
   EXTRA_ARGS="--train_cameras 1 ${EXTRA_ARGS:-}" train train_nuscenes_expert_ddp.sh "$data/nuscenes"
-  # The front camera is the one with labels; the one beside it shows what drives how to come back. A lead-in, so that
-  # runs begin in the middle of traffic.
   "$bin/automoe" world export carla --out "$data/carla/raw" --runs "$runs" --val_runs "$val_runs" \
-    --seconds "$run_seconds" --cameras front front_shifted --lead_in 15 --seed 0 --workers "$share"
-  "$bin/automoe" prepare carla --data_root "$data/carla/raw" --out "$data/carla/preprocessed" \
-    --cameras front front_shifted
+    --seconds "$run_seconds" "${recorded[@]}" --seed 0 --workers "$share"
+  "$bin/automoe" prepare carla --data_root "$data/carla/raw" --out "$data/carla/preprocessed" --cameras "${cameras[@]}"
   SKIP_DETECTION=1 SKIP_DRIVABLE=1 SKIP_SEGMENTATION=1 finetune
 }
 
@@ -96,26 +106,30 @@ lonely() {
 
 # --- The steps ---
 
-say "1/5  Recording three data sets in the embedded world and training four experts (profile tiny):
+say "1/$steps  Recording three data sets in the embedded world and training four experts (profile tiny):
        $frames + $val_frames frames as BDD100K's, $scenes + $val_scenes scenes as nuScenes', $runs + $val_runs runs as CARLA's"
 both bdd100k bdd100k nuscenes nuscenes_carla
 
-say "2/5  Fine-tuning the BDD100K experts on the CARLA runs"
+say "2/$steps  Fine-tuning the BDD100K experts on the CARLA runs"
 both boxes finetune_detection dense finetune_dense
 
-say "3/5  Training what drives: gate and planner on the four experts, and a policy without them"
-both mixture mixture policy lonely
+driven=()
+if [ "$drive" = 1 ]; then
+  say "3/5  Training what drives: gate and planner on the four experts, and a policy without them"
+  both mixture mixture policy lonely
 
-say "4/5  Driving $routes route of $route_length m in a town that nobody was trained in"
-models="$output/models/checkpoints"
-"$bin/automoe" gate --checkpoint "$models/gating_network/tiny/best.pth" --data_root "$data/carla/preprocessed" \
-  --limit 60 --out "$gate_report"
-"$bin/automoe" drive --checkpoint "$models/gating_network/tiny/best.pth" --number "$routes" --length "$route_length" \
-  --seeds 1 --beside teacher constant_velocity "no_experts=$models/carla_policy/tiny/best.pth" --out "$drives"
+  say "4/5  Driving $routes route of $route_length m in a town that nobody was trained in"
+  models="$output/models/checkpoints"
+  "$bin/automoe" gate --checkpoint "$models/gating_network/tiny/best.pth" --data_root "$data/carla/preprocessed" \
+    --limit 60 --out "$gate_report"
+  "$bin/automoe" drive --checkpoint "$models/gating_network/tiny/best.pth" --number "$routes" \
+    --length "$route_length" --seeds 1 --out "$drives" \
+    --beside teacher constant_velocity "no_experts=$models/carla_policy/tiny/best.pth"
+  driven=(--drives "$drives" --gate "$gate_report")
+fi
 
-say "5/5  Comparing with untrained models and with trivial predictors; writing the report"
+say "$steps/$steps  Comparing with untrained models and with trivial predictors; writing the report"
 "$bin/automoe" report --run_name tiny --data_root "$data/bdd100k" --nuscenes_root "$data/nuscenes" \
-  --carla_root "$data/carla/preprocessed" --output_root "$output" --drives "$drives" --gate "$gate_report" \
-  --out "$report"
+  --carla_root "$data/carla/preprocessed" --output_root "$output" ${driven[@]+"${driven[@]}"} --out "$report"
 
 say "Done. Open $report"
