@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,26 @@ class Part:
     def shows(self) -> bool:
         """Whether there is anything but a sentence on why there is nothing."""
         return self.missing is None and self.problem is None
+
+
+def part_of_file(part: Part, path: Path, missing: str, absent: str | None, fill: Callable[[Part], None]) -> Part:
+    """A part, still empty, with what `fill` finds in a file; or with a sentence on why there is nothing.
+
+    missing: that sentence where the file is absent. absent: the error's instead where somebody asked for this file,
+    so that a DataError is raised where it is absent or damaged; None where nobody did.
+    """
+    if not path.is_file():
+        if absent is not None:
+            raise DataError(absent)
+        part.missing = missing
+        return part
+    try:
+        fill(part)
+    except DataError as error:
+        if absent is not None:
+            raise
+        return Part(part.title, part.anchor, problem=str(error))
+    return part
 
 
 def read_object(path: Path, made_by: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from automoe.drive.leaderboard import FREE, LABELS, OUTSIDE, RouteRecord, read_r
 from automoe.drive.routes import GENERATED
 from automoe.errors import DataError
 from automoe.report import charts
-from automoe.report.parts import NONE, Card, Film, Part, Row, Table, read_object
+from automoe.report.parts import NONE, Card, Film, Part, Row, Table, part_of_file, read_object
 from automoe.report.runs import commit_text
 from automoe.report.sections import chart
 
@@ -94,19 +94,14 @@ def driving_part(folder: Path, page: Path, command: str, named: bool) -> Part:
 
     named: somebody asked for this folder, so that a DataError is raised where it is absent or damaged.
     """
-    part = Part("Driving", "driving")
-    if not (folder / SUMMARY).is_file():
-        if named:
-            raise DataError(f"--drives: there is no {folder / SUMMARY}; name a folder that {MADE_BY} left.")
-        part.missing = f"Nothing was driven under this name: there is no {folder / SUMMARY}. To drive: {command}"
-        return part
-    try:
-        _fill(part, folder, page)
-    except DataError as error:
-        if named:
-            raise
-        return Part(part.title, part.anchor, problem=str(error))
-    return part
+    path = folder / SUMMARY
+    return part_of_file(
+        Part("Driving", "driving"),
+        path,
+        f"Nothing was driven under this name: there is no {path}. To drive: {command}",
+        f"--drives: there is no {path}; name a folder that {MADE_BY} left." if named else None,
+        lambda part: _fill(part, folder, page),
+    )
 
 
 def _fill(part: Part, folder: Path, page: Path) -> None:

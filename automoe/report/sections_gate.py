@@ -11,8 +11,8 @@ from typing import Any
 
 from automoe.errors import DataError
 from automoe.report import charts
-from automoe.report.parts import NONE, Part, Row, Table, read_object
-from automoe.report.sections import chart
+from automoe.report.parts import NONE, Part, Row, Table, part_of_file, read_object
+from automoe.report.sections import as_fraction, chart
 from automoe.stages.gate_report import COLLAPSED, CONSTANT
 from automoe.stages.planning import METRIC
 
@@ -85,23 +85,19 @@ class Gate:
 def gate_part(path: Path, command: str, named: bool) -> Part:
     """What a gate file says. command: makes that file. named: somebody asked for it, so that a DataError is raised
     where it is absent or damaged."""
-    part = Part("The gate", "gate")
-    if not path.is_file():
-        if named:
-            raise DataError(f"--gate: there is no {path}; name a file that {MADE_BY} left.")
-        part.missing = f"No gate was looked into under this name: there is no {path}. To look into it: {command}"
-        return part
-    try:
-        gate = read_gate(path)
-    except DataError as error:
-        if named:
-            raise
-        part.problem = str(error)
-        return part
+    return part_of_file(
+        Part("The gate", "gate"),
+        path,
+        f"No gate was looked into under this name: there is no {path}. To look into it: {command}",
+        f"--gate: there is no {path}; name a file that {MADE_BY} left." if named else None,
+        lambda part: _fill(part, read_gate(path)),
+    )
+
+
+def _fill(part: Part, gate: Gate) -> None:
     part.facts = _facts(gate)
     part.tables = [_arms(gate)]
     part.charts = _usage(gate)
-    return part
 
 
 def read_gate(path: Path) -> Gate:
@@ -153,14 +149,14 @@ def _arms(gate: Gate) -> Table:
         errors = gate.errors[arm]
         told = errors.get("light_accuracy")
         cells = [
-            _number(gate.loss.get(arm)),
-            *(_number(errors.get(key)) for key, _ in ERRORS),
+            as_fraction(gate.loss.get(arm)),
+            *(as_fraction(errors.get(key)) for key, _ in ERRORS),
             # Who goes straight on says nothing of lights.
             NONE if told is None or arm == CONSTANT else f"{100 * told:.1f}",
             *_cost(gate.cost.get(arm)),
         ]
         rows.append(Row(arm, cells, (tags[arm],) if arm in tags else ()))
-    rows.append(Row("oracle pair", [_number(gate.oracle), *[NONE] * (len(ERRORS) + 3)], ("by hindsight",)))
+    rows.append(Row("oracle pair", [as_fraction(gate.oracle), *[NONE] * (len(ERRORS) + 3)], ("by hindsight",)))
     about = (
         "Open loop, over the validation set; lower is better but for the light. The planning error is the sum of the "
         "three behind it. Best single and best fixed pair were chosen by their loss on the training set. The oracle "
@@ -174,10 +170,6 @@ def _arms(gate: Gate) -> Table:
 
 def _cost(cost: Mapping[str, float] | None) -> list[str]:
     return [NONE, NONE] if cost is None else [f"{cost['milliseconds']:.0f}", f"{cost['gflops']:.2f}"]
-
-
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3f}"
 
 
 def _usage(gate: Gate) -> list[dict[str, Any]]:
