@@ -26,7 +26,7 @@ from automoe.drive.closed_loop import drive_route
 from automoe.drive.embedded import EmbeddedSimulator
 from automoe.drive.evaluation import DriverSpec, begin
 from automoe.drive.leaderboard import LABELS, OUTSIDE, SIMULATION_CRASHED, RouteRecord
-from automoe.drive.referee import BLOCKED_SECONDS
+from automoe.drive.referee import BLOCKED_SECONDS, BLOCKED_SPEED
 from automoe.drive.routes import RouteTask
 from automoe.drive.simulator import Agent
 from automoe.errors import WorldError
@@ -60,8 +60,8 @@ BOX_SCORE = 0.3
 VERDICT_SECONDS = 2.5
 """For how long a film says at its end what became of the drive."""
 
-STILL, MOVING = 5.0, 0.1
-"""Seconds of standing after which a film leaves out what follows, until the car is at that speed again, m/s."""
+STILL = 5.0
+"""Seconds of standing, as the referee has it, after which a film leaves out what follows until the car moves again."""
 
 FILM_CAMERA = (608, 456)
 """Width and height of the camera that shows the drives of those who look through none."""
@@ -124,11 +124,10 @@ def film(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as those who drive for a score: sums depend on it
     try:
-        known = {record.route_id: record for record in records}
+        known, names = {record.route_id: record for record in records}, [task.name(seed) for task in tasks]
         return [
             film_drive(driver, task, seed, out / f"{driver.name}_{name}.mp4", known.get(name))
-            for task in tasks
-            for name in [task.name(seed)]
+            for task, name in zip(tasks, names)
         ]
     finally:
         torch.set_num_threads(threads)
@@ -146,7 +145,7 @@ def film_drive(driver: DriverSpec, task: RouteTask, seed: int, path: Path, known
 
         def watch(observation: Observation, control: Control) -> bool:
             nonlocal moved
-            if observation.speed > MOVING:
+            if observation.speed > BLOCKED_SPEED:
                 moved = observation.time
             if next(number) % every == 0 and observation.time - moved <= STILL:
                 add(painter.paint(observation, control))
