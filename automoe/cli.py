@@ -522,7 +522,7 @@ def drive(
     ] = None,
     beside: Annotated[
         list[str],
-        Parameter(consume_multiple=True, help="drivers in the same table: those two, or NAME=best.pth"),
+        Parameter(consume_multiple=True, help="drivers in the same table: those two, or NAME=best.pth[@ROUTER]"),
     ] = ["teacher", "constant_velocity"],  # noqa: B006
     videos: Annotated[int, Parameter(help="drives that are filmed, in the embedded world")] = 1,
     workers: int | None = None,

@@ -106,9 +106,9 @@ class Targets:
 
 
 class ObservationBatch(NamedTuple):
-    """Observations as models take them: image uint8 [B, 3, h, w] at the stem's size, motion [B, P + 1, 2], command
-    int64 [B], route [B, ROUTE_POINTS, 2], ambient [B, 2]; pictures: whatever stands for the B raw pictures where
-    experts look at them, the pictures themselves or the keys of a cache."""
+    """Observations as models take them: image uint8 [B, 3, h, w] at the stem's size ([B, 3, 0, 0] where there is none),
+    motion [B, P + 1, 2], command int64 [B], route [B, ROUTE_POINTS, 2], ambient [B, 2]; pictures: whatever stands for
+    the B raw pictures where experts look at them, the pictures themselves or the keys of a cache."""
 
     image: Tensor
     motion: Tensor
@@ -137,9 +137,8 @@ def batch_observations(
 
     pictures: what stands for the raw pictures; the pictures themselves if not given.
     """
-    images = np.stack([small_image(one.image, size) for one in observations])
     return ObservationBatch(
-        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        batch_images([one.image for one in observations], size),
         torch.from_numpy(np.stack([one.motion for one in observations])).float(),
         torch.tensor([one.command for one in observations]),
         torch.from_numpy(np.stack([one.route for one in observations])).float(),
@@ -169,9 +168,15 @@ def small_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A picture at a size (height, width), its sides stretched if need be: each pixel the mean of what it covers."""
     if image.shape[:2] == tuple(size):
         return image
-    if image.size == 0:
-        return np.zeros((*size, 3), np.uint8)  # of a driver who is shown none
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+
+
+def batch_images(images: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
+    """Pictures, uint8 [H, W, 3] of any sizes, as a stem takes them: uint8 [B, 3, h, w]; h and w are 0 where there are
+    none to be seen."""
+    if any(image.size == 0 for image in images):
+        return torch.zeros(len(images), 3, 0, 0, dtype=torch.uint8)
+    return torch.from_numpy(np.stack([small_image(one, size) for one in images])).permute(0, 3, 1, 2).contiguous()
 
 
 def ambient_of(precipitation: float, sun_altitude: float) -> np.ndarray:
@@ -225,10 +230,13 @@ def _at(wanted: float, time: np.ndarray, values: np.ndarray) -> float:
 
 # --- the data set ---
 
+_UNSEEN = np.zeros((0, 0, 3), np.uint8)
+
 
 class CarlaSequences(Dataset[dict[str, Any]]):
-    """Moments of prepared CARLA runs: an item has `observation`, `targets`, `picture` (its key in a cache), `sample_id`
-    and `index`. It costs one decoded picture; all that is future comes from the time index.
+    """Moments of prepared CARLA runs: an item has `observation`, `targets`, `picture` and `look` (keys in a cache of
+    what experts and a frozen stem see), `sample_id` and `index`. It costs one decoded picture, or none where what there
+    is to see is `remembered`; all that is future comes from the time index.
 
     A key is an index, or (epoch, index). In training (shifted above 0), about that share of the moments is seen by the
     camera that stands aside (`carla.run.SHIFTED`): with `fixed` always the same ones for a seed, whatever the limit, so
@@ -245,14 +253,18 @@ class CarlaSequences(Dataset[dict[str, Any]]):
         shifted: float = 0.0,
         fixed: bool = True,
         colors: ColorConfig | None = None,
+        remembered: int | None = None,
         seed: int = 0,
         limit: int | None = None,
     ) -> None:
-        """colors: how far the observations' pictures are varied. limit: use only so many moments, spread evenly."""
+        """colors: how far the observations' pictures are varied. remembered: observations have no picture; `look` is
+        the key of one of so many versions of it, drawn anew in every epoch: the first is the picture as it is. limit:
+        use only so many moments, spread evenly."""
         self.info = PreparedInfo.load(path)
         if self.info.task != TASK:
             raise DataError(f"{path} is prepared for {self.info.task}, not for {TASK}")
         self.config, self.seed, self.fixed, self.colors = config, seed, fixed, colors
+        self.remembered = remembered
         cameras = list(self.info.options["cameras"])
         self._camera = cameras.index(run.LABELLED)
         self._aside = cameras.index(run.SHIFTED) if run.SHIFTED in cameras else None
@@ -298,13 +310,18 @@ class CarlaSequences(Dataset[dict[str, Any]]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         row, aside = self.moment(index, epoch)
         name, jpeg = self.picture(row, aside)
-        image = decode_jpeg(jpeg, f"{name} of {self.info.path}").image
-        if self.colors is not None:
-            image = self.colors.recolor(image, np.random.default_rng([self.seed, 43, epoch, index]))
+        rng, version = np.random.default_rng([self.seed, 43, epoch, index]), 0
+        if self.remembered is not None:
+            image, version = _UNSEEN, int(rng.integers(self.remembered))
+        else:
+            image = decode_jpeg(jpeg, f"{name} of {self.info.path}").image
+            if self.colors is not None:
+                image = self.colors.recolor(image, rng)
         return {
             "observation": self.observation(row, image, aside),
             "targets": self.targets(row, aside),
             "picture": picture_key(jpeg),
+            "look": self.look_key(jpeg, version),
             "sample_id": f"{name} aside" if aside else name,
             "index": index,
         }
@@ -315,6 +332,26 @@ class CarlaSequences(Dataset[dict[str, Any]]):
             return int(self.rows[index]), bool(self._from_aside[index])
         rng = np.random.default_rng([self.seed, 42, epoch, index])
         return int(self.rows[index]), bool(rng.uniform() < self.shifted)
+
+    def views(self) -> list[tuple[int, bool]]:
+        """All rows with whether they are seen from aside, as moments of any epoch may be."""
+        if self.fixed or self.shifted == 0.0:
+            return [self.moment(index) for index in range(len(self))]
+        return [(int(row), aside) for row in self.rows for aside in (False, True)]
+
+    def look_key(self, jpeg: bytes, version: int) -> bytes:
+        """What names a version of a stored picture in a cache."""
+        key = picture_key(jpeg)
+        return key if version == 0 else hashlib.sha256(key + repr((self.colors, version)).encode()).digest()
+
+    def look(self, row: int, aside: bool, version: int) -> np.ndarray:
+        """A version of a picture, uint8 [H, W, 3]: 0 is as it is, others are in other colours. It is a function of the
+        picture, the version and the `colors`."""
+        name, jpeg = self.picture(row, aside)
+        image = decode_jpeg(jpeg, f"{name} of {self.info.path}").image
+        if version == 0 or self.colors is None:
+            return image
+        return self.colors.recolor(image, np.random.default_rng(list(self.look_key(jpeg, version))))
 
     def picture(self, row: int, aside: bool = False) -> tuple[str, bytes]:
         """The name of a row's frame and the JPEG of its front camera, or of the one that stands aside."""
@@ -373,12 +410,13 @@ def _lights(times: TimeIndex) -> np.ndarray:
 
 def collate(items: list[Mapping[str, Any]], size: tuple[int, int]) -> dict[str, Any]:
     """Items of `CarlaSequences` to a batch: observation (ObservationBatch, its pictures being the keys of a cache),
-    targets (TargetsBatch), lists of sample_id and index. size: of the stem's pictures, height and width."""
+    targets (TargetsBatch), lists of look, sample_id and index. size: of the stem's pictures, height and width."""
     return {
         "observation": batch_observations(
             [item["observation"] for item in items], size, [item["picture"] for item in items]
         ),
         "targets": batch_targets([item["targets"] for item in items]),
+        "look": [item["look"] for item in items],
         "sample_id": [item["sample_id"] for item in items],
         "index": [item["index"] for item in items],
     }

@@ -189,15 +189,28 @@ def drivers_of(checkpoint: Path | None, router: str | None, beside: Sequence[str
     for said in beside:
         name, named, path = said.partition("=")
         if named:
-            found.append(DriverSpec(name, _there(Path(path))))
+            # A path may have an @ of its own.
+            file, at, routed = (path, "", "") if Path(path).is_file() else path.rpartition("@")
+            found.append(DriverSpec(name, _there(Path(file if at else path)), routed or None))
         elif said in (TEACHER, CONSTANT):
             found.append(DriverSpec(said))
         else:
-            raise ConfigError(f"--beside takes {TEACHER}, {CONSTANT} or NAME=best.pth, not {said!r}.")
+            raise ConfigError(f"--beside takes {TEACHER}, {CONSTANT} or NAME=best.pth[@ROUTER], not {said!r}.")
+    for driver in found:
+        if driver.checkpoint is not None and driver.router is not None:
+            _check_router(driver.checkpoint, driver.router)
     names = [driver.name for driver in found]
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"drivers need different names, and one at least; there are {', '.join(names) or 'none'}.")
     return found
+
+
+def _check_router(checkpoint: str, router: str) -> None:
+    """Say now what is wrong with a router, and not when the drivers before have driven."""
+    from automoe.moe.checkpoint import load_driving_model
+    from automoe.moe.routers import named
+
+    named(router, load_driving_model(checkpoint).model.names)
 
 
 def _there(path: Path) -> str:

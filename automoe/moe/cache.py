@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from automoe.errors import DataError, WriteError
-from automoe.moe.tokens import FrozenExpert, Tokens, TokenSource
+from automoe.moe.tokens import Tokens, TokenSource
 from automoe.progress import Progress
 
 MOST_BYTES = 1 << 42
 """Of a cache's address space; the file grows as it is filled."""
 
-BATCH = 8
-"""Pictures that an expert looks at together."""
+BATCH = 4
+"""Pictures that are looked at together: with more, maps fall out of a processor's cache."""
 
 
 class TokenCache:
@@ -117,18 +117,18 @@ class Remembered:
 def fill(
     cache: TokenCache,
     digest: str,
-    expert: FrozenExpert,
+    looker: Callable[[Sequence[np.ndarray]], Tokens],
     keys: Sequence[bytes],
     picture: Callable[[int], np.ndarray],
     progress: Progress = lambda done, total: None,
 ) -> int:
-    """Make an expert's tokens of those keys' pictures that are not there yet, and return how many that were.
+    """Make the tokens of those keys' pictures that are not there yet, and return how many that were.
 
-    picture: gives the raw picture of a place among the keys.
+    looker: an expert or a stem, pictures to tokens. picture: gives the raw picture of a place among the keys.
     """
     waiting = cache.missing(digest, keys)
     for first in range(0, len(waiting), BATCH):
         places = waiting[first : first + BATCH]
-        cache.put(digest, [keys[place] for place in places], expert([picture(place) for place in places]))
+        cache.put(digest, [keys[place] for place in places], looker([picture(place) for place in places]))
         progress(first + len(places), len(waiting))
     return len(waiting)

@@ -5,16 +5,20 @@ It is all that the gate may choose by, and the path that runs whatever the gate 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from automoe.data.sequences import AMBIENT, ROUTE_POINTS, ObservationBatch
+from automoe.data.sequences import AMBIENT, ROUTE_POINTS, ObservationBatch, batch_images
 from automoe.errors import ConfigError
 from automoe.experts.backbone import Backbone
 from automoe.experts.pyramid import grid_tokens, position_encoding
+from automoe.machine import cpu_has_bfloat16
+from automoe.moe.tokens import Tokens, content_digest
 from automoe.taxonomy import CARLA_COMMANDS
 
 SPEED_SCALE, ROUTE_SCALE, ROUTE_FARTHEST = 10.0, 20.0, 60.0
@@ -84,6 +88,8 @@ class ContextEncoder(nn.Module):
             mean, std = (torch.tensor(value).view(1, 3, 1, 1) * 255 for value in (self.stem.mean, self.stem.std))
             self.register_buffer("mean", mean, persistent=False)
             self.register_buffer("std", std, persistent=False)
+            if self.stem_is_frozen:
+                self.stem.in_bfloat16 = cpu_has_bfloat16()
             channels = self.stem.channels[0]
             self.project = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim), nn.LayerNorm(dim))
             self.position = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
@@ -94,18 +100,29 @@ class ContextEncoder(nn.Module):
         self.settle = nn.LayerNorm(dim)
         self.join = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
 
-    def forward(self, observation: ObservationBatch) -> Context:
+    @property
+    def stem_is_frozen(self) -> bool:
+        """Whether there is a stem, and it learns nothing."""
+        return not self.config.blind and not any(one.requires_grad for one in self.stem.parameters())
+
+    def look(self, images: Tensor) -> Tokens:
+        """What the stem sees of pictures, uint8 [B, 3, h, w] of its size: a token for each cell of its map."""
+        (feature_map,) = self.stem((images.float() - self.mean) / self.std)
+        cells, positions = grid_tokens(feature_map)
+        return Tokens(cells, positions.expand(len(cells), -1, -1))
+
+    def forward(self, observation: ObservationBatch, seen: Tokens | None = None) -> Context:
+        """seen: what the stem sees of the observation's pictures, where that is known; it looks if not given."""
         command = observation.command.clamp(min=-1) % self.command.num_embeddings
         motion = self._told(observation.motion, self.config.speed_dropout)
         speed = motion[:, -1, 0].nan_to_num(0.0)
         state = self.settle(self.state(self._numbers(motion, observation)) + self.command(command))
         if self.config.blind:
             return Context(self.join(state), state, state[:, None], speed, observation.route)
-        (feature_map,) = self.stem((observation.image.float() - self.mean) / self.std)
-        cells, positions = grid_tokens(feature_map)
-        spots = self.position(position_encoding(positions, state.shape[1]))
-        vector = self.join(state + self.glance(feature_map.mean(dim=(2, 3))))
-        tokens = torch.cat([self.project(cells) + spots, state[:, None]], dim=1)
+        seen = self.look(observation.image) if seen is None else seen
+        spots = self.position(position_encoding(seen.positions, state.shape[1]))
+        vector = self.join(state + self.glance(seen.features.mean(dim=1)))
+        tokens = torch.cat([self.project(seen.features) + spots, state[:, None]], dim=1)
         return Context(vector, state, tokens, speed, observation.route)
 
     def _told(self, values: Tensor, dropout: float) -> Tensor:
@@ -133,3 +150,21 @@ class ContextEncoder(nn.Module):
 def _with_known(values: Tensor) -> Tensor:
     """[B, N] with 0 for NaN, and beside them which are known: [B, 2 N]."""
     return torch.cat([values.nan_to_num(0.0), values.isfinite().to(values.dtype)], dim=1)
+
+
+class FrozenStem:
+    """An encoder's stem that learns no more, as a cache is filled from it."""
+
+    def __init__(self, encoder: ContextEncoder) -> None:
+        self.encoder = encoder
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[np.ndarray]) -> Tokens:
+        """pictures: uint8 [h, w, 3] RGB, of any sizes."""
+        return self.encoder.look(batch_images(pictures, self.encoder.config.size).to(self.encoder.mean.device))
+
+    def digest(self) -> str:
+        """A hash of everything that decides what it sees: 64 hexadecimal digits."""
+        config, stem = self.encoder.config, self.encoder.stem
+        told = ("stem", config.backbone, config.norm, config.size, config.stride, stem.mean, stem.std, stem.in_bfloat16)
+        return content_digest(told, stem)

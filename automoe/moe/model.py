@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from automoe.config import from_dict
 from automoe.data.sequences import ObservationBatch, SequenceConfig
@@ -98,24 +97,26 @@ class DrivingModel(nn.Module):
         if self.gate is None:
             return self.planner(context, context.tokens), None
         routing = self.gate(context.vector) if router is None else router(self.gate, context.vector)
-        heard = self.hear(pictures, routing, source or LiveTokens(self.experts))
-        rows = [torch.cat([own, *parts]) for own, parts in zip(context.tokens, heard)]
-        count = torch.tensor([len(row) for row in rows], device=context.tokens.device)
-        tokens = pad_sequence(rows, batch_first=True)
-        absent = torch.arange(tokens.shape[1], device=tokens.device) >= count[:, None]
+        tokens, absent = self.hear(context.tokens, pictures, routing, source or LiveTokens(self.experts))
         return self.planner(context, tokens, absent), routing
 
-    def hear(self, pictures: list[Any], routing: Routing, source: TokenSource) -> list[list[Tensor]]:
-        """For each of B moments the tokens [T, D] of the experts that were chosen for it, as loud as their weights."""
-        heard: list[list[Tensor]] = [[] for _ in pictures]
+    def hear(
+        self, own: Tensor, pictures: list[Any], routing: Routing, source: TokenSource
+    ) -> tuple[Tensor, Tensor | None]:
+        """A context's own tokens [B, S, D] and, after them, those of the experts that were chosen, as loud as their
+        weights: [B, S', D], and which of them are padding, since their expert was chosen for other moments alone: bool
+        [B, S'], None where nothing is."""
+        heard, here = [own], [torch.ones(own.shape[:2], dtype=torch.bool, device=own.device)]
         for place, name in enumerate(self.names):
-            (rows,) = routing.chosen[:, place].nonzero(as_tuple=True)
+            chosen = routing.chosen[:, place]
+            (rows,) = chosen.nonzero(as_tuple=True)
             if not len(rows):
                 continue
             tokens = source(name, [pictures[row] for row in rows.tolist()])
             # A weight is the share among those that were chosen: 1 on average.
             loudness = routing.weights[rows, place] * routing.chosen[rows].sum(dim=1)
             adapted = self.adapters[name](tokens.features, tokens.positions) * loudness[:, None, None]
-            for row, own in zip(rows.tolist(), adapted):
-                heard[row].append(own)
-        return heard
+            heard.append(adapted.new_zeros(len(own), *adapted.shape[1:]).index_copy(0, rows, adapted))
+            here.append(chosen[:, None].expand(-1, adapted.shape[1]))
+        present = torch.cat(here, dim=1)
+        return torch.cat(heard, dim=1), None if bool(present.all()) else ~present

@@ -97,12 +97,16 @@ class FrozenExpert(nn.Module):
         """A hash of everything that decides what it sees: 64 hexadecimal digits."""
         spec = self.spec
         shape = (spec.kind, sorted(spec.model_config.items()), spec.classes, spec.size)
-        told = (TOKENS_VERSION, *shape, spec.mean, spec.std, self.in_bfloat16)
-        found = hashlib.sha256(repr(told).encode())
-        for name, value in sorted(self.model.state_dict().items()):
-            found.update(name.encode())
-            found.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()
+        return content_digest((TOKENS_VERSION, *shape, spec.mean, spec.std, self.in_bfloat16), self.model)
+
+
+def content_digest(told: tuple[Any, ...], module: nn.Module) -> str:
+    """A hash of plain values and of a module's weights: 64 hexadecimal digits."""
+    found = hashlib.sha256(repr(told).encode())
+    for name, value in sorted(module.state_dict().items()):
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def freeze_expert(path: Path | str, kind: str, size: tuple[int, int] | None = None) -> FrozenExpert:

@@ -24,14 +24,14 @@ from automoe.engine.distributed import Distributed
 from automoe.engine.loader import evaluation_loader, to_device
 from automoe.errors import CheckpointError
 from automoe.files import write_text
-from automoe.moe.cache import CachedTokens, TokenCache
+from automoe.moe.cache import Remembered, TokenCache
 from automoe.moe.checkpoint import TrainedDriver
 from automoe.moe.cost import frame_costs
 from automoe.moe.model import DrivingModel
 from automoe.moe.planner import Plan, planning_losses
 from automoe.moe.routers import Router, drawn, fixed, learned, uniform
-from automoe.moe.tokens import TokenSource
-from automoe.stages.planning import METRIC, PlanningScores, fill_cache, planning_words
+from automoe.stages.memory import Memory, remember
+from automoe.stages.planning import METRIC, PlanningScores, planning_words
 from automoe.stages.train_expert import prepare_splits
 from automoe.taxonomy import CARLA_COMMANDS
 
@@ -92,17 +92,19 @@ class ArmScores:
         self.probabilities: list[list[float]] = []
 
     @torch.no_grad()
-    def add(self, model: DrivingModel, source: TokenSource, batch: Mapping[str, Any]) -> None:
+    def add(self, model: DrivingModel, memory: Memory, batch: Mapping[str, Any]) -> None:
         """A batch under every arm."""
-        self.scores[CONSTANT].add(constant_velocity(batch["observation"], model), batch["targets"], None)
+        observation = batch["observation"]
+        self.scores[CONSTANT].add(constant_velocity(observation, model), batch["targets"], None)
+        assert memory.experts is not None
+        source = Remembered(memory.experts, observation.pictures)
+        untold = observation._replace(ambient=torch.full_like(observation.ambient, float("nan")))
+        told = memory.context(model, batch), memory.context(model, {**batch, "observation": untold})
         for name, router in self.arms.items():
-            observation = batch["observation"]
-            if name.endswith(UNTOLD):
-                observation = observation._replace(ambient=torch.full_like(observation.ambient, float("nan")))
-            plan, routing = model(observation, source, router)
+            plan, routing = model.decide(told[name.endswith(UNTOLD)], observation.pictures, source, router)
             self.scores[name].add(plan, batch["targets"], None)
             self.losses[name] += _losses(model, plan, batch)
-            if name == self.own:
+            if name == self.own and routing is not None:
                 self.choices += routing.chosen.tolist()
                 self.probabilities += routing.probabilities.tolist()
 
@@ -113,7 +115,7 @@ def _losses(model: DrivingModel, plan: Plan, batch: Mapping[str, Any]) -> list[f
 
 
 def score_arms(
-    model: DrivingModel, source: TokenSource, dataset: CarlaSequences, dist: Distributed, batch_size: int = 32
+    model: DrivingModel, memory: Memory, dataset: CarlaSequences, dist: Distributed, batch_size: int = 32
 ) -> ArmScores:
     """Every arm over a data set."""
     size = model.config.context.size
@@ -121,7 +123,7 @@ def score_arms(
     scores = ArmScores(model, dataset.config.waypoint_seconds)
     model.eval()
     for batch in loader:
-        scores.add(model, source, to_device(batch, dist.device))
+        scores.add(model, memory, to_device(batch, dist.device))
     return scores
 
 
@@ -163,12 +165,13 @@ def report_gate(
         raise CheckpointError(f"{driver.path} is of a policy without experts: it has no gate to look into.")
     train_info, val_info = prepare_splits(root, TASK, None, dist)
     config = model.config.sequence
-    train = CarlaSequences(train_info.path, config, limit=limit)
-    val = CarlaSequences(val_info.path, config, limit=limit)
+    recall = 1 if model.context.stem_is_frozen else None
+    train = CarlaSequences(train_info.path, config, remembered=recall, limit=limit)
+    val = CarlaSequences(val_info.path, config, remembered=recall, limit=limit)
     tokens = TokenCache(cache or root / "tokens")
-    digests = fill_cache(tokens, dict(model.experts.items()), [train, val], dist)  # type: ignore[arg-type]
-    source = CachedTokens(tokens, digests, dist.device)
-    seen, known = score_arms(model, source, val, dist), score_arms(model, source, train, dist)
+    memory = remember(tokens, model, dict(model.experts.items()), [train, val], dist)  # type: ignore[arg-type]
+    seen, known = score_arms(model, memory, val, dist), score_arms(model, memory, train, dist)
+    timed = CarlaSequences(val_info.path, config, limit=TIMED)
     pairs = [name for name in seen.arms if "+" in name]
     singles = list(model.names)
     mean = {name: float(np.mean(losses)) for name, losses in known.losses.items()}
@@ -187,7 +190,7 @@ def report_gate(
         "weather in the context": model.config.context.ambient,
         "planner": "one for all arms, trained on the gate's choice and on random sets of experts; none trained anew",
         "errors": errors,
-        "cost": _costs(model, val, {name: seen.arms[name] for name in seen.arms if not name.endswith(UNTOLD)}),
+        "cost": _costs(model, timed, {name: seen.arms[name] for name in seen.arms if not name.endswith(UNTOLD)}),
         "threads": torch.get_num_threads(),
         "loss": {name: float(np.mean(losses)) for name, losses in seen.losses.items()},
         "oracle pair loss": float(oracle.mean()),
@@ -205,8 +208,7 @@ def report_gate(
 
 def _costs(model: DrivingModel, dataset: CarlaSequences, routers: Mapping[str, Router]) -> dict[str, dict[str, float]]:
     """What a frame costs with each router, on raw pictures."""
-    places = np.linspace(0, len(dataset) - 1, min(TIMED, len(dataset))).round().astype(int)
-    moments = [dataset[int(place)]["observation"] for place in places]
+    moments = [dataset[index]["observation"] for index in range(len(dataset))]
     return {name: asdict(cost) for name, cost in frame_costs(model, moments, routers).items()}
 
 

@@ -19,23 +19,22 @@ from torch import Tensor, nn
 
 from automoe.config import from_dict
 from automoe.data.carla_prepared import TASK
-from automoe.data.images import decode_jpeg
-from automoe.data.sequences import CarlaSequences, SequenceConfig, TargetsBatch, collate, picture_key
+from automoe.data.sequences import CarlaSequences, SequenceConfig, TargetsBatch, collate
 from automoe.data.transforms import ColorConfig
 from automoe.engine.config import EngineConfig
 from automoe.engine.distributed import Distributed
 from automoe.engine.loader import evaluation_loader, to_device
 from automoe.engine.loop import FitResult, fit
 from automoe.errors import ConfigError
-from automoe.moe.cache import CachedTokens, Remembered, TokenCache, fill
+from automoe.moe.cache import Remembered, TokenCache
 from automoe.moe.context import Context, ContextConfig
 from automoe.moe.gate import GateConfig, balance_loss, random_choice, utility_loss
 from automoe.moe.model import DrivingConfig, DrivingModel
 from automoe.moe.planner import PlannerConfig, mean_losses, planning_losses
 from automoe.moe.routers import given
 from automoe.moe.tokens import FrozenExpert, TokenSource
-from automoe.progress import progress_bar
 from automoe.stages.entry import command_line
+from automoe.stages.memory import Memory, remember
 from automoe.stages.train_expert import StageConfig, TrainFlags, layer_groups, prepare_splits
 
 METRIC = "planning_error"
@@ -49,7 +48,8 @@ class PlanningConfig(StageConfig):
     """A config.json of what drives; `model` and `backbone_lr_factor` are StageConfig's, the latter the stem's.
 
     shifted: share of training moments that are seen from aside (`carla.run.SHIFTED`). augment: of the stem's pictures;
-    frozen experts look at each picture as it is.
+    frozen experts look at each picture as it is. recolored: versions of each picture beside itself that a stem looks at
+    that learns nothing; one that learns looks at a new one each time.
     """
 
     context: ContextConfig = field(default_factory=ContextConfig)
@@ -58,8 +58,11 @@ class PlanningConfig(StageConfig):
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
     shifted: float = 0.5
     augment: ColorConfig = field(default_factory=ColorConfig)
+    recolored: int = 3
 
     def __post_init__(self) -> None:
+        if self.recolored < 0:
+            raise ConfigError(f"recolored is {self.recolored}; give 0 or more.")
         if self.sequence.past:
             raise ConfigError("sequence.past: who drives is told no past yet; leave it at 0.")
         if self.gate.supervision == "none" and self.gate.top_k == 1:
@@ -70,14 +73,12 @@ class PlanningConfig(StageConfig):
 
 
 class PlanningStep(nn.Module):
-    """What the engine trains: a batch of `CarlaSequences` in, losses out. source: who knows the experts' tokens; hold:
-    parts of the model that learn nothing, and stay in eval mode."""
+    """What the engine trains: a batch of `CarlaSequences` in, losses out. memory: of what frozen parts see; hold: parts
+    of the model that learn nothing (see `hold_still`), and stay in eval mode."""
 
-    def __init__(self, model: DrivingModel, source: TokenSource | None, hold: Sequence[str] = ()) -> None:
+    def __init__(self, model: DrivingModel, memory: Memory, hold: Sequence[str] = ()) -> None:
         super().__init__()
-        self.model, self.source, self.hold = model, source, tuple(hold)
-        for name in self.hold:
-            model.get_submodule(name).requires_grad_(False)
+        self.model, self.memory, self.hold = model, memory, tuple(hold)
 
     def train(self, mode: bool = True) -> PlanningStep:
         """Held parts keep their statistics, and drop nothing."""
@@ -89,13 +90,13 @@ class PlanningStep(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         observation, targets, model = batch["observation"], batch["targets"], self.model
         count, device = len(observation.command), observation.command.device
+        context = self.memory.context(model, batch)
         if model.gate is None:
-            plan, _ = model(observation)
+            plan, _ = model.decide(context, observation.pictures)
             return mean_losses(planning_losses(plan, targets, model.planner))
-        assert self.source is not None
+        assert self.memory.experts is not None
         config, experts = model.gate.config, len(model.names)
-        source = Remembered(self.source, observation.pictures)
-        context = model.context(observation)
+        source = Remembered(self.memory.experts, observation.pictures)
         with torch.no_grad():
             own = model.gate(context.vector).chosen
             drawn = random_choice(count, experts, experts, device)
@@ -126,27 +127,31 @@ def measured_utility(
     """By how much each expert lowers the planning loss of each of the first `count` samples of a batch, beside as many
     others, drawn at random, as run beside it in use: [count, E]. Alone, two that say the same would both look good."""
     assert model.gate is not None
-    pictures, experts, device = batch["observation"].pictures[:count], len(model.names), context.vector.device
-    context = Context._make(one[:count] for one in context)
-    targets = TargetsBatch._make(one[:count] for one in batch["targets"])
+    experts, device = len(model.names), context.vector.device
+    # Whether an expert is heard, beside others: [2, E, count, E], without it and with it.
+    drawn = torch.rand(experts, count, experts, device=device)
+    drawn.diagonal(dim1=0, dim2=2).fill_(-1.0)
+    beside = drawn.topk(model.gate.config.top_k - 1, dim=-1).indices
+    without = torch.zeros_like(drawn, dtype=torch.bool).scatter(-1, beside, True)
+    together = without.clone()
+    together.diagonal(dim1=0, dim2=2).fill_(True)
+    chosen = torch.stack([without, together])
+    again = 2 * experts
+    pictures = batch["observation"].pictures[:count] * again
+    context = Context._make(one[:count].repeat(again, *[1] * (one.dim() - 1)) for one in context)
+    targets = TargetsBatch._make(one[:count].repeat(again, *[1] * (one.dim() - 1)) for one in batch["targets"])
     training = model.planner.training
     model.planner.eval()
-
-    def loss(chosen: Tensor) -> Tensor:
-        plan, _ = model.decide(context, pictures, source, given(chosen))
-        return planning_losses(plan, targets, model.planner)["loss"]
-
-    found = []
-    for expert in range(experts):
-        drawn = torch.rand(count, experts, device=device)
-        drawn[:, expert] = -1.0
-        beside = drawn.topk(model.gate.config.top_k - 1, dim=-1).indices
-        without = torch.zeros(count, experts, dtype=torch.bool, device=device).scatter(-1, beside, True)
-        together = without.clone()
-        together[:, expert] = True
-        found.append(loss(without) - loss(together))
+    plan, _ = model.decide(context, pictures, source, given(chosen.flatten(0, 2)))
     model.planner.train(training)
-    return torch.stack(found, dim=1)
+    loss = planning_losses(plan, targets, model.planner)["loss"].view(2, experts, count)
+    return (loss[0] - loss[1]).T
+
+
+def hold_still(model: nn.Module, names: Sequence[str]) -> None:
+    """Have the named parts of a model learn nothing."""
+    for name in names:
+        model.get_submodule(name).requires_grad_(False)
 
 
 class PlanningScores:
@@ -192,9 +197,9 @@ class PlanningEvaluation:
     """The engine's evaluation hook: the whole validation set over all ranks."""
 
     def __init__(
-        self, dataset: CarlaSequences, size: tuple[int, int], source: TokenSource | None, batch_size: int, workers: int
+        self, dataset: CarlaSequences, size: tuple[int, int], memory: Memory, batch_size: int, workers: int
     ) -> None:
-        self.dataset, self.size, self.source = dataset, size, source
+        self.dataset, self.size, self.memory = dataset, size, memory
         self.batch_size, self.workers = batch_size, workers
         self._loader: Any = None
 
@@ -207,40 +212,14 @@ class PlanningEvaluation:
         scores = PlanningScores(self.dataset.config.waypoint_seconds)
         for batch in self._loader:
             batch = to_device(batch, dist.device)
-            plan, routing = model(batch["observation"], self.source)
+            context = self.memory.context(model, batch)
+            plan, routing = model.decide(context, batch["observation"].pictures, self.memory.experts)
             scores.add(plan, batch["targets"], None if routing is None else routing.chosen)
         scores.rows = dist.all_gather_objects(scores.rows)
         found = scores.compute()
         for place, name in enumerate(model.names):
             found[f"use/{name}"] = found.pop(f"use_{place}", None)
         return found
-
-
-def fill_cache(
-    cache: TokenCache, experts: Mapping[str, FrozenExpert], sets: Sequence[CarlaSequences], dist: Distributed
-) -> dict[str, str]:
-    """Have every expert's tokens of all pictures of some sets in the cache; each process makes its share. Returns the
-    experts' digests by name."""
-    digests = {name: expert.digest() for name, expert in experts.items()}
-    places = [(data, *data.moment(index)) for data in sets for index in range(len(data))][dist.rank :: dist.world_size]
-    keys = [picture_key(data.picture(row, aside)[1]) for data, row, aside in places]
-
-    def picture(place: int) -> np.ndarray:
-        data, row, aside = places[place]
-        name, jpeg = data.picture(row, aside)
-        return decode_jpeg(jpeg, f"{name} of {data.info.path}").image
-
-    for name, expert in experts.items():
-        waiting = len(cache.missing(digests[name], keys))
-        if not waiting:
-            dist.say(f"{name}: what it sees of {len(keys)} pictures is in the cache.")
-            continue
-        dist.say(f"{name}: looking at {waiting} pictures ({len(keys) - waiting} are in the cache {cache.folder})")
-        expert.to(dist.device)
-        with progress_bar(f"look with {name}") as progress:
-            fill(cache, digests[name], expert, keys, picture, progress if dist.is_main else lambda *_: None)
-    dist.barrier()
-    return digests
 
 
 @dataclass(frozen=True)
@@ -266,11 +245,19 @@ def train_planning(
     config = job.config
     seed = int(config.engine.get("seed", 0))
     train_info, val_info = prepare_splits(root, TASK, flags.prepared_dir, dist)
+    torch.manual_seed(seed)
+    specs = {name: expert.spec for name, expert in job.experts.items()}
+    shape = DrivingConfig(specs, config.context, config.gate, config.planner, config.sequence)
+    model = DrivingModel(shape, job.experts, pretrained=flags.pretrained and job.start is None)
+    if job.start is not None:
+        model.load_state_dict(dict(job.start))
+    hold_still(model, job.hold)
+    recall = model.context.stem_is_frozen
     train = CarlaSequences(
         train_info.path, config.sequence, shifted=config.shifted, fixed=bool(job.experts), colors=config.augment,
-        seed=seed, limit=flags.limit,
+        remembered=1 + config.recolored if recall else None, seed=seed, limit=flags.limit,
     )  # fmt: skip
-    val = CarlaSequences(val_info.path, config.sequence, limit=flags.limit)
+    val = CarlaSequences(val_info.path, config.sequence, remembered=1 if recall else None, limit=flags.limit)
     towns = set(train.times.words["town"]) & set(val.times.words["town"])
     if towns:
         dist.say(f"note: {', '.join(sorted(towns))} is trained in and validated in: errors say little of other towns.")
@@ -278,25 +265,16 @@ def train_planning(
         dist.say(
             "note: there is no camera that stands aside: the policy learns nothing of how to come back to its lane."
         )
-    source = None
-    if job.experts:
-        cache = TokenCache(job.cache or root / "tokens")
-        digests = fill_cache(cache, job.experts, [train, val], dist)
-        source = CachedTokens(cache, digests, dist.device)
+    cache = TokenCache(job.cache or root / "tokens")
+    memory = remember(cache, model, job.experts, [train, val], dist)
     torch.manual_seed(seed)
-    specs = {name: expert.spec for name, expert in job.experts.items()}
-    shape = DrivingConfig(specs, config.context, config.gate, config.planner, config.sequence)
-    resuming = flags.resume != "never" and (flags.resume != "auto" or (job.run_dir / "last.pth").is_file())
-    model = DrivingModel(shape, job.experts, pretrained=flags.pretrained and not resuming and job.start is None)
-    if job.start is not None:
-        model.load_state_dict(dict(job.start))
     engine = from_dict(
         EngineConfig,
         {**config.engine, "metric": METRIC, "metric_mode": "min", "resume_command": command_line()},
         "engine",
     )
     size = config.context.size
-    step = PlanningStep(model, source, job.hold)
+    step = PlanningStep(model, memory, job.hold)
     dist.say(
         f"Training {job.component} on {len(train)} moments ({len(val)} for validation) of {root}, "
         f"{', '.join(job.experts) or 'no experts'}; run folder {job.run_dir}"
@@ -318,7 +296,7 @@ def train_planning(
         step,
         dataset=train,
         collate=partial(collate, size=size),
-        evaluate=PlanningEvaluation(val, size, source, config.eval_batch_size, engine.num_workers),
+        evaluate=PlanningEvaluation(val, size, memory, config.eval_batch_size, engine.num_workers),
         config=engine,
         run_dir=job.run_dir,
         log_dir=job.log_dir,

@@ -70,7 +70,7 @@ ATTENUATION = 0.004
 """Of the LiDAR's intensity, per metre: CARLA's own."""
 
 RANGE_NOISE = 0.01
-SHIFT_METRES, SHIFT_DEGREES = 1.0, 5.0
+SHIFT_METRES, SHIFT_DEGREES = 1.5, 10.0
 """How far aside and askew run.SHIFTED stands, at most (as in TransFuser and its successors)."""
 
 _WEATHER: dict[str, dict[str, float]] = {

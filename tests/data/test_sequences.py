@@ -104,6 +104,30 @@ def test_without_a_cache_each_epoch_sees_a_moment_anew(info: PreparedInfo) -> No
     np.testing.assert_array_equal(later["targets"].path, once["targets"].path)
 
 
+def test_what_is_remembered_is_drawn_from_a_few_versions_of_each_picture(info: PreparedInfo) -> None:
+    data = CarlaSequences(info.path, SequenceConfig(), fixed=False, shifted=0.5, colors=ColorConfig(), remembered=3)
+    keys = {
+        data.look_key(data.picture(row, aside)[1], version): data.look(row, aside, version)
+        for row, aside in data.views()
+        for version in range(3)
+    }
+    assert len(keys) == len(data) * 2 * 3
+    drawn = [data[(epoch, 0)] for epoch in range(40)]
+    assert all(item["observation"].image.size == 0 for item in drawn)
+    assert {item["look"] for item in drawn} <= keys.keys()
+    assert len({item["look"] for item in drawn}) == 6  # three versions, from the lane and from aside
+    plain = next(epoch for epoch, item in enumerate(drawn) if item["look"] == item["picture"])
+    row, aside = data.moment(0, plain)
+    jpeg = data.picture(row, aside)[1]
+    np.testing.assert_array_equal(keys[drawn[plain]["look"]], decode_jpeg(jpeg, "").image)
+    again = CarlaSequences(info.path, SequenceConfig(), seed=7, colors=ColorConfig(), remembered=3)
+    np.testing.assert_array_equal(again.look(row, aside, 2), data.look(row, aside, 2))
+    assert not np.array_equal(data.look(row, aside, 1), data.look(row, aside, 2))
+    paler = CarlaSequences(info.path, SequenceConfig(), colors=ColorConfig(saturation=0.9), remembered=3)
+    assert paler.look_key(jpeg, 0) == data.look_key(jpeg, 0)
+    assert paler.look_key(jpeg, 1) != data.look_key(jpeg, 1)
+
+
 def test_which_ones_are_seen_from_aside_is_a_function_of_seed_and_index(info: PreparedInfo) -> None:
     data = CarlaSequences(info.path, SequenceConfig(), shifted=0.5, seed=3)
     names = [data[(0, index)]["sample_id"] for index in range(len(data))]

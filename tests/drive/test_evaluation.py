@@ -17,11 +17,12 @@ from automoe.data.sequences import Observation
 from automoe.drive import evaluation
 from automoe.drive.agent import ModelAgent
 from automoe.drive.closed_loop import Timing, drive_route
-from automoe.drive.command import drive_command
+from automoe.drive.command import drive_command, drivers_of
 from automoe.drive.embedded import EmbeddedSimulator, rig_camera, staged
 from automoe.drive.evaluation import BUDGET, TEACHER, DriverSpec, drive_all, drive_once
 from automoe.drive.routes import generated_routes
 from automoe.engine import checkpoint
+from automoe.errors import CheckpointError, ConfigError
 from automoe.metrics.intervals import T_975, t_interval
 from automoe.moe.checkpoint import TrainedDriver, load_driving_model
 from automoe.moe.planner import Plan
@@ -117,6 +118,15 @@ def test_drives_are_kept_until_something_changes(saved: Path, tmp_path: Path, mo
     assert len(driven) == 3
     assert DriverSpec("a", str(saved)).digest() == DriverSpec("b", str(saved)).digest()
     assert DriverSpec("a", str(saved)).digest() != DriverSpec("a", str(saved), "uniform").digest()
+
+
+def test_a_router_that_cannot_be_is_refused_before_anything_is_driven(saved: Path) -> None:
+    (all_of_them,) = drivers_of(None, None, [f"all={saved}@gate:2"])
+    assert (all_of_them.checkpoint, all_of_them.router) == (str(saved), "gate:2")
+    with pytest.raises(ConfigError, match="there is no expert 'nobody'"):
+        drivers_of(None, None, [f"one={saved}@nobody"])
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        drivers_of(None, None, ["one=a@b.pth"])
 
 
 def test_what_is_written_is_what_was_driven(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

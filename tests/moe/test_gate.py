@@ -116,7 +116,7 @@ def test_of_two_experts_that_say_the_same_neither_is_worth_much(monkeypatch: pyt
 
         def decide(self, context: Any, pictures: Any, source: Any, router: Any) -> tuple[torch.Tensor, None]:
             chosen = router(self.gate, context.vector).chosen.float()
-            assert len(chosen) == len(pictures) == 200
+            assert len(chosen) == len(pictures) == len(context.vector) == 2 * 3 * 200
             assert (chosen.sum(dim=1) <= 2).all()
             return 1.0 - 0.5 * chosen[:, :2].amax(dim=1) - 0.3 * chosen[:, 2], None
 

@@ -151,6 +151,27 @@ def test_a_gate_is_trained_on_frozen_experts(
     assert "looking at" not in out
 
 
+def test_a_stem_that_learns_nothing_looks_once(run_here: RunHere, data_root: Path, tmp_path: Path) -> None:
+    config = tmp_path / "policy.json"
+    context = {**SHAPE["context"], "frozen_stages": 4}
+    config.write_text(json.dumps({**SHAPE, "context": context, "recolored": 1}))
+    command = words(POLICY, data_root, tmp_path, config, "--token_cache", str(tmp_path / "tokens"))
+    code, out, err = run_here(command)
+    assert code == 0, err
+    assert "the stem: looking at" in out
+    driver = best(tmp_path, "carla_policy")
+    assert driver.model.context.stem_is_frozen
+    assert ModelAgent(driver).act(looked()).throttle >= 0.0
+    code, out, _ = run_here([*command, "--resume", "never"])
+    assert code == 0
+    assert "the stem: what it sees of" in out
+    # A run that goes on must not be fed with what another stem saw.
+    pretrained = ["--pretrained" if word == "--no-pretrained" else word for word in command]
+    code, _, err = run_here([*pretrained, "--max_steps", "5"])
+    assert code == 2
+    assert "has another stem" in err
+
+
 def test_a_policy_on_a_gate_keeps_the_gate(
     run_here: RunHere,
     trained: Trained,  # noqa: F811
