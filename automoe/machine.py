@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 
 
 def available_cores() -> int:
@@ -20,3 +23,18 @@ def cpu_has_bfloat16() -> bool:
         if getattr(torch.cpu, name, lambda: False)():
             return True
     return False
+
+
+def one_core_environment() -> dict[str, str]:
+    """Environment variables for a process that is one of as many as there are cores, and works on pictures: no threads
+    beside its own, and freed pictures are kept for the next ones. What is set already stays."""
+    wanted = dict.fromkeys(("OMP_NUM_THREADS", "LP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    # glibc would give every picture-sized array back to the system and fetch it again: a third of the time.
+    wanted |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 29)}
+    return wanted | {name: os.environ[name] for name in wanted if name in os.environ}
+
+
+def end_with_parent() -> None:
+    """Have this process get SIGTERM when the one that started it ends, however that comes about (Linux alone)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

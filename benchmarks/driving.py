@@ -74,9 +74,15 @@ class Recipe:
     # -------------------------------------------------------- commands
 
     def experts(self) -> list[str]:
-        data, output = self.work / "sources", self.output
-        return [f"DEMO_DRIVE=0 DEMO_DATA={data} DEMO_OUTPUT={output} DEMO_REPORT={self.work}/experts.html "
-                "bash scripts/demo.sh"]  # fmt: skip
+        bdd100k, nuscenes = self.work / "bdd100k", self.work / "nuscenes"
+        export, workers = f"{BIN}/automoe world export", max(1, available_cores() // 2)
+        return [
+            f"{export} bdd100k --out {bdd100k} --train 800 --val 100 --seed 0 --workers {workers} && "
+            f"PROFILE=tiny RUN_NAME={RUN} DATA_ROOT={bdd100k} bash training/train_bdd100k_experts_ddp.sh",
+            f"{export} nuscenes --out {nuscenes} --scenes 8 --val_scenes 2 --seconds 10 --seed 0 --workers {workers} "
+            f"&& EXTRA_ARGS='--train_cameras 1' PROFILE=tiny RUN_NAME={RUN} DATA_ROOT={nuscenes} "
+            "bash training/train_nuscenes_expert_ddp.sh",
+        ]
 
     def record(self) -> list[str]:
         return [

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What `make demo` does once the environment is there: record three data sets, train four experts on two of them,
-# fine-tune the four on the third, report; with DEMO_DRIVE=1 also train what drives on the four, and drive a route. Every
-# step goes on where it was stopped.
+# fine-tune the four on the third, train what drives on the four, drive a route, report. Every step goes on where it was
+# stopped. DEMO_DRIVE=0 ends with the experts.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,13 +11,13 @@ frames=${DEMO_TRAIN:-800}               # BDD100K: frames
 val_frames=${DEMO_VAL:-500}
 scenes=${DEMO_SCENES:-8}                # nuScenes: scenes of 10 s
 val_scenes=${DEMO_VAL_SCENES:-8}
-runs=${DEMO_RUNS:-16}                   # CARLA: runs, short ones: many places and weathers teach more than long drives
+runs=${DEMO_RUNS:-24}                   # CARLA: runs, short ones: many places and weathers teach more than long drives
 val_runs=${DEMO_VAL_RUNS:-8}
 run_seconds=${DEMO_RUN_SECONDS:-10}
-drive=${DEMO_DRIVE:-0}                  # 1 goes on to gate, policy and a route
-moments=${DEMO_MOMENTS:-600}            # of them, that the frozen experts look at
-gate_steps=${DEMO_GATE_STEPS:-250}      # of gate and planner on the frozen experts
-policy_steps=${DEMO_POLICY_STEPS:-300}  # of the policy without experts, which stands beside
+drive=${DEMO_DRIVE:-1}                  # 0 leaves out gate, policy and route
+moments=${DEMO_MOMENTS:-900}            # of them, that the frozen experts look at
+gate_steps=${DEMO_GATE_STEPS:-500}      # of gate and planner on the frozen experts
+policy_steps=${DEMO_POLICY_STEPS:-800}  # of the policy without experts, which stands beside
 routes=${DEMO_ROUTES:-1}                # to drive
 route_length=${DEMO_ROUTE_LENGTH:-120}  # metres
 output=${DEMO_OUTPUT:-.}                # models/ and logs/ go below it
@@ -34,13 +34,13 @@ other=""                                # the second lane's process group, while
 
 # The front camera is the one with labels. Two frames a second: frames that follow each other sooner show an expert little
 # that is new. What drives learns from more of them, from runs that begin in the middle of traffic, and from a camera that
-# stands aside, which shows how to come back.
+# stands aside, which shows how to come back. Pictures are as large as the experts' input.
 cameras=(front)
-recorded=(--cameras front --save_every 10)
+recorded=(--size 512 384 --cameras front --save_every 10)
 steps=3
 if [ "$drive" = 1 ]; then
   cameras=(front front_shifted)
-  recorded=(--cameras front front_shifted --lead_in 15)
+  recorded=(--size 512 384 --cameras front front_shifted --lead_in 15)
   steps=5
 fi
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from automoe.drive.closed_loop import Timing, drive_route
 from automoe.drive.leaderboard import SIMULATION_CRASHED, RouteRecord, results_file, summarise
 from automoe.drive.routes import RouteTask
 from automoe.files import write_text
-from automoe.machine import available_cores
+from automoe.machine import available_cores, end_with_parent, one_core_environment
 from automoe.metrics.intervals import t_interval
 
 if TYPE_CHECKING:
@@ -237,7 +238,8 @@ def drive_all(
             found[path] = _drive_and_keep(path, driver, task, seed, digest)
             progress(len(found), len(jobs))
     else:
-        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _one_thread) as pool:
+        spawned = multiprocessing.get_context("spawn")
+        with _environment(one_core_environment()), ProcessPoolExecutor(count, spawned, _begin_worker) as pool:
             futures = {
                 pool.submit(_drive_and_keep, path, driver, task, seed, digest): path
                 for path, driver, digest, task, seed in waiting
@@ -248,10 +250,26 @@ def drive_all(
     return [found[_place(out, driver, task, seed)] for driver, _, task, seed in jobs]
 
 
-def _one_thread() -> None:
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Those environment variables, for processes that are started meanwhile."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
+
+
+def _begin_worker() -> None:
     import cv2
     import torch
 
+    end_with_parent()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 

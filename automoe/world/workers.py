@@ -16,7 +16,7 @@ import numpy as np
 
 from automoe.errors import WorldError, WriteError
 from automoe.files import write_bytes
-from automoe.machine import available_cores
+from automoe.machine import available_cores, one_core_environment
 
 DONE = "done"
 COUNTS = ("train", "val")
@@ -92,12 +92,7 @@ def run_workers(entry: str, jobs: Sequence[dict[str, Any]], on_piece: Callable[[
     The function gets its job, as JSON has it, and a callable to call after each finished piece. Raises WorldError with
     the last words of the first that fails; the others are stopped then.
     """
-    environment = dict(os.environ)
-    for variable in ("OMP_NUM_THREADS", "LP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        environment.setdefault(variable, "1")
-    # glibc would give every picture-sized array back to the system and fetch it again: a third of the time.
-    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 28))
-    environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 29))
+    environment = {**os.environ, **one_core_environment()}
     processes, listeners, lock = [], [], threading.Lock()
     failures: list[str] = []
     module, function = entry.split(":")
