@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-demo: system env  ## from nothing to four experts, trained and fine-tuned, and a report; without data or GPU
+demo: system env  ## from nothing to four experts, what drives on them, a route and a report; without data or GPU
 	@BIN="$(BIN)" bash scripts/demo.sh  # its sizes are variables: see there
 
 test: system dev  ## the whole test suite
