@@ -300,6 +300,11 @@ class CarlaSequences(Dataset[dict[str, Any]]):
         self._last = ends[np.searchsorted(ends, np.arange(len(self.times.run)))]
         return rows
 
+    def speed_changes(self) -> np.ndarray:
+        """By how much the target speed of each moment differs from its own, m/s: [N]."""
+        own = self.times.columns["speed"][self.rows]
+        return np.abs([self._target_speed(int(row)) for row in self.rows] - own)
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -394,10 +399,15 @@ class CarlaSequences(Dataset[dict[str, Any]]):
             path_known,
             waypoints.astype(np.float32),
             waypoints_known,
-            _at(self.config.speed_seconds, time, columns["speed"][after]),
+            self._target_speed(row),
             columns["control"][row].astype(np.float32),
             int(self._lights[row]),
         )
+
+    def _target_speed(self, row: int) -> float:
+        columns, after = self.times.columns, slice(row, int(self._last[row]) + 1)
+        time = columns["time"][after] - columns["time"][row]
+        return _at(self.config.speed_seconds, time, columns["speed"][after])
 
 
 def _lights(times: TimeIndex) -> np.ndarray:

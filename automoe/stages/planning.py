@@ -49,7 +49,8 @@ class PlanningConfig(StageConfig):
 
     shifted: share of training moments that are seen from aside (`carla.run.SHIFTED`). augment: of the stem's pictures;
     frozen experts look at each picture as it is. recolored: versions of each picture beside itself that a stem looks at
-    that learns nothing; one that learns looks at a new one each time.
+    that learns nothing; one that learns looks at a new one each time. changes: how much more often a training moment is
+    drawn that the car's speed changes after, by 1 m/s or more within `sequence.speed_seconds`; 0 draws all alike.
     """
 
     context: ContextConfig = field(default_factory=ContextConfig)
@@ -59,10 +60,13 @@ class PlanningConfig(StageConfig):
     shifted: float = 0.5
     augment: ColorConfig = field(default_factory=ColorConfig)
     recolored: int = 3
+    changes: float = 0.0
 
     def __post_init__(self) -> None:
         if self.recolored < 0:
             raise ConfigError(f"recolored is {self.recolored}; give 0 or more.")
+        if self.changes < 0.0:
+            raise ConfigError(f"changes is {self.changes}; give 0 or more.")
         if self.sequence.past:
             raise ConfigError("sequence.past: who drives is told no past yet; leave it at 0.")
         if self.gate.supervision == "none" and self.gate.top_k == 1:
@@ -302,6 +306,7 @@ def train_planning(
         log_dir=job.log_dir,
         meta=meta,
         dist=dist,
+        sample_weights=1.0 + config.changes * train.speed_changes().clip(max=1.0) if config.changes else None,
         param_groups=layer_groups(model, engine, config.backbone_lr_factor, backbone="stem"),
     )
     if dist.is_main:

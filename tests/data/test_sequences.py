@@ -128,6 +128,25 @@ def test_what_is_remembered_is_drawn_from_a_few_versions_of_each_picture(info: P
     assert paler.look_key(jpeg, 1) != data.look_key(jpeg, 1)
 
 
+def test_moments_after_which_the_speed_changes_are_known(tmp_path: Path) -> None:
+    for index in (1, 2):
+        write_bend(tmp_path / "raw", index)
+    path = tmp_path / "raw" / run_name(1) / "vehicle_log.json"
+    log = json.loads(path.read_text())
+    for entry in log:
+        if entry["frame"] >= BEND_STRIDE * 12:
+            entry["velocity"], entry["speed_kmh"] = {"x": 0.0, "y": 0.0, "z": 0.0}, 0.0
+    path.write_text(json.dumps(log))
+    options = {"cameras": ["front"], "val_towns": ["Town02"]}
+    info = prepare(tmp_path / "raw", "frames", "train", tmp_path / "train", options=options)
+    data = CarlaSequences(info.path, SequenceConfig())
+    changes = data.speed_changes()
+    assert changes.shape == (len(data),)
+    ahead = round(1.0 / (BEND_STRIDE * BEND_TICK))
+    expected = [BEND_SPEED if 12 - ahead <= row < 12 else 0.0 for row in data.rows]
+    np.testing.assert_allclose(changes, expected, atol=1e-5)
+
+
 def test_which_ones_are_seen_from_aside_is_a_function_of_seed_and_index(info: PreparedInfo) -> None:
     data = CarlaSequences(info.path, SequenceConfig(), shifted=0.5, seed=3)
     names = [data[(0, index)]["sample_id"] for index in range(len(data))]
