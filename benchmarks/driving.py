@@ -131,22 +131,21 @@ class Recipe:
     def drive(self) -> list[str]:
         return [
             f"{BIN}/automoe drive --checkpoint {self.gate} --out {self.work}/drives --number {self.options.routes} "
-            f"--seeds 3 --beside teacher constant_velocity blind={self.blind}"
+            f"--seeds 3 --beside teacher constant_velocity blind={self.blind} && "
+            f"cp {self.work}/drives/summary.json {self.work}/drives/all_routes.json"
         ]
 
     def arms(self) -> list[str]:
         said = json.loads((self.work / "gate_report.json").read_bytes())
         routed = {
-            "top_1": "gate:1",
             "all_four": f"gate:{len(said['experts'])}",
             "best_single": said["best single"],
             "best_fixed_pair": said["best fixed pair"],
-            "uniform": "uniform",
             "random_2": "random:2",
         }
         beside = [f"no_experts={self.policy}", *(f"{name}={self.gate}@{router}" for name, router in routed.items())]
         return [
-            f"{BIN}/automoe drive --checkpoint {self.gate} --out {self.work}/arms --number {self.options.arm_routes} "
+            f"{BIN}/automoe drive --checkpoint {self.gate} --out {self.work}/drives --number {self.options.arm_routes} "
             f"--seeds 3 --videos 0 --beside {' '.join(beside)}"
         ]
 
@@ -207,8 +206,8 @@ def main() -> None:
         print(options.json)
 
 
-PARTS = {"drives": "drives/summary.json", "arms": "arms/summary.json", "open_loop": "gate_report.json"}
-"""Of the result, and where the stages leave them."""
+PARTS = {"drives": "drives/all_routes.json", "arms": "drives/summary.json", "open_loop": "gate_report.json"}
+"""Of the result, and where the stages leave them; drives that both stages ask for are driven once."""
 
 
 if __name__ == "__main__":

@@ -42,9 +42,9 @@ def test_every_stage_is_run_once_and_what_it_left_is_put_together(
             said = {"experts": ["a", "b", "c"], "best single": "b", "best fixed pair": "a+c"}
             (tmp_path / "gate_report.json").write_text(json.dumps(said))
         elif name in ("drive", "arms"):
-            folder = tmp_path / {"drive": "drives", "arms": "arms"}[name]
-            folder.mkdir()
-            (folder / "summary.json").write_text(json.dumps({"checkpoint": str(tmp_path / "best.pth"), "of": name}))
+            path = tmp_path / "drives" / ("all_routes.json" if name == "drive" else "summary.json")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps({"checkpoint": str(tmp_path / "best.pth"), "of": name}))
         return 1.6
 
     monkeypatch.setattr(driving, "run_stage", pretended)
