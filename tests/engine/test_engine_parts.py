@@ -76,6 +76,26 @@ def test_average_follows_its_formula_exactly():
     assert model.training
 
 
+def test_average_leaves_what_learns_nothing_to_the_last_bit():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    with torch.no_grad():
+        model[0].weight[0, 0] = -0.0
+    ema = ExponentialMovingAverage(model, decay=0.9)
+    before = model[1].bias.detach().clone()
+    with torch.no_grad():
+        model[1].bias += 1.0
+    ema.update(model)
+    assert ema.model[0].weight.numpy().tobytes() == model[0].weight.detach().numpy().tobytes()
+    assert not torch.equal(ema.model[1].bias, before)
+    # What begins to learn later is averaged from then on.
+    model[0].requires_grad_(True)
+    with torch.no_grad():
+        model[0].bias += 1.0
+    ema.update(model)
+    assert not torch.equal(ema.model[0].bias, model[0].bias)
+
+
 def test_undefined_metrics_never_win():
     assert checked_metrics({"a": 1, "b": None, "c": float("nan")}, "a") == {"a": 1.0, "b": None, "c": None}
     assert is_better(0.1, None, "max")
