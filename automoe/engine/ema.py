@@ -40,4 +40,3 @@ class ExponentialMovingAverage:
             else:
                 average.copy_(value)
         torch._foreach_lerp_(averages, values, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-
