@@ -48,6 +48,21 @@ def bdd_detection_class(category: object) -> tuple[int, bool] | None:
 BDD_DETECTION_SPELLINGS: tuple[str, ...] = (*BDD_DETECTION, *BDD_DETECTION_ALIASES, *BDD_DETECTION_IGNORED)
 """Every category that `bdd_detection_class` knows."""
 
+TRAFFIC_LIGHT = "traffic light"
+
+LIGHT_COLORS: tuple[str, ...] = ("none", "green", "yellow", "red")
+"""What a traffic light shows who looks at it (BDD100K's attribute trafficLightColor): none of it from behind."""
+
+_LIGHT_COLOR_SPELLINGS: dict[str, str] = {"g": "green", "y": "yellow", "r": "red", "na": "none"}
+
+
+def light_color(said: object) -> int:
+    """The place in LIGHT_COLORS of what labels say of a traffic light; -1 where they don't say."""
+    word = str(said).lower()
+    word = _LIGHT_COLOR_SPELLINGS.get(word, word) if said is not None else ""
+    return LIGHT_COLORS.index(word) if word in LIGHT_COLORS else -1
+
+
 DRIVABLE: tuple[str, ...] = ("direct", "alternative", "background")
 """BDD100K drivable-area classes: 0 the ego's own lane, 1 other lanes that may be used, 2 the rest."""
 

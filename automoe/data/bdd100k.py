@@ -28,7 +28,9 @@ from automoe.taxonomy import (
     BDD_DETECTION_SPELLINGS,
     DRIVABLE,
     SEMANTIC,
+    TRAFFIC_LIGHT,
     bdd_detection_class,
+    light_color,
 )
 
 TASKS = ("detection", "drivable", "segmentation")
@@ -184,6 +186,8 @@ class Record:
         labels: int64 [N], index in `taxonomy.BDD_DETECTION`.
         ignored: bool [N], crowd and ignore categories: regions in which the score looks away.
         occluded, truncated: bool [N].
+        colors: int64 [N], of traffic lights, places in `taxonomy.LIGHT_COLORS`; -1 of everything else and where the
+            labels don't say.
         mask: the mask file of a dense task.
         rejected: one sentence for each label that was left out because its box is impossible.
     """
@@ -198,6 +202,7 @@ class Record:
     ignored: np.ndarray
     occluded: np.ndarray
     truncated: np.ndarray
+    colors: np.ndarray
     mask: Path | None = None
     rejected: tuple[str, ...] = ()
 
@@ -312,6 +317,7 @@ def _typed(holder: dict[str, Any], key: str, kind: type, where: str) -> Any:
 def _parse_labels(labels: list[Any], where: str) -> dict[str, Any]:
     boxes: list[tuple[float, ...]] = []
     classes: list[int] = []
+    colors: list[int] = []
     flags: list[tuple[bool, bool, bool]] = []
     rejected: list[str] = []
     for position, label in enumerate(labels):
@@ -337,6 +343,7 @@ def _parse_labels(labels: list[Any], where: str) -> dict[str, Any]:
             continue
         boxes.append(tuple(float(box2d[key]) for key in ("x1", "y1", "x2", "y2")))
         classes.append(index)
+        colors.append(light_color(attributes.get("trafficLightColor")) if BDD_DETECTION[index] == TRAFFIC_LIGHT else -1)
         ignore = ignore or bool(attributes.get("crowd")) or bool(attributes.get("ignored"))
         flags.append((ignore, bool(attributes.get("occluded")), bool(attributes.get("truncated"))))
     ignored, occluded, truncated = np.asarray(flags, bool).reshape(-1, 3).T
@@ -346,6 +353,7 @@ def _parse_labels(labels: list[Any], where: str) -> dict[str, Any]:
         "ignored": ignored,
         "occluded": occluded,
         "truncated": truncated,
+        "colors": np.asarray(colors, np.int64),
         "rejected": tuple(rejected),
     }
 

@@ -75,6 +75,7 @@ class Bdd100kSource:
         columns["boxes"] = List(List(Value("float32")))
         columns["labels"] = List(Value("int64"))
         columns |= {flag: List(Value("bool")) for flag in _BOX_FLAGS}
+        columns["colors"] = List(Value("int64"))
         if self.task != "detection":
             columns["mask"] = Value("binary")
         return Features(columns)
@@ -107,7 +108,7 @@ class Bdd100kSource:
     def key(self, record: Record) -> bytes:
         words = f"{record.name}|{record.weather}|{record.scene}|{record.timeofday}|{record.rejected}"
         digest = hashlib.sha256(f"{words}|{self.found.background_first}".encode())
-        for array in (record.boxes, record.labels, record.ignored, record.occluded, record.truncated):
+        for array in (record.boxes, record.labels, record.colors, *(getattr(record, flag) for flag in _BOX_FLAGS)):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.digest()
 
@@ -119,6 +120,7 @@ class Bdd100kSource:
         row |= {"weather": record.weather, "scene": record.scene, "timeofday": record.timeofday}
         row |= {"boxes": boxes[keep].tolist(), "labels": record.labels[keep].tolist()}
         row |= {flag: getattr(record, flag)[keep].tolist() for flag in _BOX_FLAGS}
+        row["colors"] = record.colors[keep].tolist()
         if record.mask is not None:
             data = read_file(record.mask, "mask")
             ids = read_class_mask(data, self.found, str(record.mask))

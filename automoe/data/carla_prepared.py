@@ -6,7 +6,7 @@ ego's origin on the ground under the car's middle:
     name, run, town; frame: CARLA's tick; time: seconds from the run's start; interval: seconds from frame to frame
     images: a JPEG for each of the set's cameras; heights, widths
     semantic, drivable: 8-bit PNG of trainIds and of taxonomy.DRIVABLE; empty where the run has none
-    has_boxes; boxes (pixel xyxy of the front camera), labels (BDD100K's), ignored, occluded, truncated
+    has_boxes; boxes (pixel xyxy of the front camera), labels (BDD100K's), ignored, occluded, truncated, colors
     T_world_ego, speed, velocity and acceleration (world), yaw_rate, control (throttle, steer, brake)
     command (place in CARLA_COMMANDS, -1 unknown), targets (ego frame), light, speed_limit
     shift: metres and radians to the left, where the car was thought to stand for the camera `carla.run.SHIFTED`
@@ -53,7 +53,7 @@ def features() -> Any:
     columns |= {"yaw_rate": real, "control": List(real), "command": size, "targets": List(List(real))}
     columns |= {"light": text, "speed_limit": real, "shift": List(real)}
     columns |= {"weather": text, "timeofday": text, "scene": text, "weather_numbers": List(real)}
-    columns |= {"boxes": List(List(Value("float32"))), "labels": List(whole)}
+    columns |= {"boxes": List(List(Value("float32"))), "labels": List(whole), "colors": List(whole)}
     columns |= {flag: List(Value("bool")) for flag in ("ignored", "occluded", "truncated")}
     columns["boxes3d"] = List(List(real))
     return Features(columns)
@@ -106,6 +106,7 @@ class CarlaImages(ImageDataset):
             timeofday=stored["timeofday"],
             boxes=np.asarray(stored["boxes"], np.float32).reshape(-1, 4)[keep],
             labels=labels[keep],
+            colors=np.asarray(stored["colors"], np.int64)[keep],
             jpeg=stored["images"][self._front],
             mask_png=stored[mask] if mask else None,
             **flags,

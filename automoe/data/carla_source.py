@@ -36,7 +36,9 @@ from automoe.taxonomy import (
     IGNORE_INDEX,
     ROAD_DRIVABLE,
     SEMANTIC,
+    TRAFFIC_LIGHT,
     carla_detection_class,
+    light_color,
 )
 
 JPEG_QUALITY = 95
@@ -351,6 +353,7 @@ class CarlaSource:
             found["ignored"].append(ignored)
             found["occluded"].append(bool(box.get("occluded", False)))
             found["truncated"].append(bool(box.get("truncated", False)))
+            found["colors"].append(light_color(box.get("state")) if name == TRAFFIC_LIGHT else -1)
         return found, rejected
 
     def _boxes3d(self, one: Run, step: Step) -> list[list[float]]:
@@ -477,7 +480,7 @@ def _log_columns(one: Run, step: Step) -> dict[str, Any]:
 
 
 _VEHICLES = ("car", "truck", "bus", "train", "motorcycle", "bicycle", "rider")
-_NO_BOXES: dict[str, Any] = {"boxes": [], "labels": [], "ignored": [], "occluded": [], "truncated": []}
+_NO_BOXES: dict[str, Any] = {"boxes": [], "labels": [], "ignored": [], "occluded": [], "truncated": [], "colors": []}
 
 
 def _tells_classes(one: Run) -> bool:

@@ -178,6 +178,7 @@ class CarlaYoloSource:
             "ignored": ignored,
             "occluded": [False] * len(boxes),
             "truncated": [False] * len(boxes),
+            "colors": [-1] * len(boxes),
             "boxes3d": [],
         }
         return row, rejected

@@ -5,7 +5,7 @@ An item is a dictionary:
     sample_id  the image's file name; index: int
     orig_size  int64 [2], raw (height, width)
     transform  float32 [2,3], raw pixel edges to network pixel edges
-    boxes      float32 [N,4], normalised cxcywh in the network input; labels int64 [N]; ignored bool [N]
+    boxes      float32 [N,4], normalised cxcywh in the network input; labels and colors int64 [N]; ignored bool [N]
     mask       uint8 [H,W], 255 = ignore and padding (dense tasks only)
 """
 
@@ -33,7 +33,8 @@ class PreparedRow:
 
     Attributes:
         jpeg, mask_png: the files' bytes; the mask's are None for detection.
-        boxes: float32 [N,4], raw pixel xyxy; labels int64 [N]; ignored, occluded, truncated bool [N].
+        boxes: float32 [N,4], raw pixel xyxy; labels int64 [N]; ignored, occluded, truncated bool [N]; colors
+            int64 [N], of traffic lights, places in `taxonomy.LIGHT_COLORS`, -1 where unknown and of everything else.
     """
 
     name: str
@@ -47,6 +48,7 @@ class PreparedRow:
     ignored: np.ndarray
     occluded: np.ndarray
     truncated: np.ndarray
+    colors: np.ndarray
     jpeg: bytes
     mask_png: bytes | None
 
@@ -115,6 +117,7 @@ class ImageDataset(ABC, Dataset[dict[str, Any]]):
             "transform": torch.from_numpy(matrix.astype(np.float32)),
             "boxes": torch.from_numpy(moved.boxes),
             "labels": torch.from_numpy(row.labels[moved.kept]),
+            "colors": torch.from_numpy(row.colors[moved.kept]),
             "ignored": torch.from_numpy(row.ignored[moved.kept] | moved.too_little),
         }
         if row.mask_png is not None:
@@ -153,6 +156,7 @@ class PreparedDataset(ImageDataset):
         return PreparedRow(
             boxes=np.asarray(stored["boxes"], np.float32).reshape(-1, 4),
             labels=np.asarray(stored["labels"], np.int64),
+            colors=np.asarray(stored["colors"], np.int64),
             jpeg=stored["image"],
             mask_png=stored.get("mask"),
             **flags,
@@ -162,8 +166,9 @@ class PreparedDataset(ImageDataset):
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Items to a batch: image [B,3,H,W], mask [B,H,W] if there is one, transform [B,2,3], orig_size [B,2],
-    and lists of sample_id, index, boxes, labels, ignored."""
-    batch = {key: [item[key] for item in items] for key in ("sample_id", "index", "boxes", "labels", "ignored")}
+    and lists of sample_id, index, boxes, labels, ignored, colors."""
+    listed = ("sample_id", "index", "boxes", "labels", "ignored", "colors")
+    batch: dict[str, Any] = {key: [item[key] for item in items] for key in listed}
     for key in ("image", "mask", "transform", "orig_size"):
         if key in items[0]:
             batch[key] = torch.stack([item[key] for item in items])  # pyright: ignore[reportArgumentType]

@@ -112,9 +112,9 @@ class PreparedInfo:
             manifest["source"]["root"],
             tuple(manifest["notes"]),
             dataset,
-            manifest.get("unit", "images"),  # BDD100K's sets prepared before there were others don't say
-            manifest.get("options", {}),
-            manifest.get("rig", {}),
+            manifest["unit"],
+            manifest["options"],
+            manifest["rig"],
         )
 
     def summary(self) -> str:

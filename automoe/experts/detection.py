@@ -21,6 +21,7 @@ from automoe.experts.backbone import Backbone
 from automoe.experts.class_merge import ClassMerge
 from automoe.experts.expert import CountReducer, ImageExpert
 from automoe.experts.heatmap import HeatmapHead, heatmap_loss, map_of_box, rows_at, select_seeds
+from automoe.experts.light_color import LightHead, LightScores, color_loss
 from automoe.experts.pyramid import FeaturePyramid
 from automoe.experts.query_decoder import BoxReference, QueryDecoder, blocked_pairs
 from automoe.experts.registry import register_expert
@@ -28,15 +29,13 @@ from automoe.geometry import cxcywh_to_xyxy, paired_giou, paired_iou
 from automoe.losses import varifocal_loss
 from automoe.matching import HungarianMatcher
 from automoe.metrics.detection import DetectionMetrics
+from automoe.taxonomy import TRAFFIC_LIGHT
 
 COMMON = 50
 """A class with fewer true boxes than this is left out of AP50_common: its AP is mostly luck."""
 
 DRIVING_BOXES = 50
 """At most so many boxes of a picture are told to a policy, the surest ones."""
-
-PATCH = 4
-"""Pixels a side of what a policy is shown of each."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,7 @@ class DetectionConfig:
     heatmap_giou_weight: float = 2.0
     denoising_weight: float = 1.0
     denoising_groups: int = 2
+    color_weight: float = 0.5
     max_detections: int = 100
     classes: tuple[str, ...] = taxonomy.BDD_DETECTION
     collapse: dict[str, str] = field(default_factory=dict)
@@ -82,7 +82,8 @@ class DetectionExpert(ImageExpert):
 
     kind = "detection"
     metric = "AP"
-    headline = ("AP", "AP50", "AP50_common", "AP50/car", "heatmap/AP")
+    headline = ("AP", "AP50", "AP50_common", "AP50/car", "light_color", "heatmap/AP")
+    tokens_version = 4
 
     def __init__(self, config: DetectionConfig, *, pretrained: bool = False) -> None:
         super().__init__()
@@ -105,6 +106,7 @@ class DetectionExpert(ImageExpert):
             points=config.points,
             dropout=config.dropout,
         )
+        self.lights = LightHead() if TRAFFIC_LIGHT in self.classes else None
 
     def forward(self, images: Tensor, denoising_boxes: Tensor | None = None) -> dict[str, Any]:
         """images: [B, 3, H, W] normalised. denoising_boxes: [B, M, 4] cxcywh, jittered true boxes (training only)."""
@@ -156,33 +158,41 @@ class DetectionExpert(ImageExpert):
 
     def driving_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """A token for each of the surest boxes, at the middle of its lower edge, where what it shows stands: its
-        query's state, its classes' probabilities, the logarithms of its width and height (about from -1 to 1), and the
-        picture within it in `PATCH` x `PATCH` pixels: no class says what colour a light has."""
-        outputs = self(self.normalise(images))
+        query's state, its classes' probabilities, the logarithms of its width and height (about from -1 to 1), and how
+        likely it is a traffic light of each of the LIGHT_COLORS."""
+        pictures = self.normalise(images)
+        outputs = self(pictures)
         scores = outputs["logits"][-1].sigmoid()
         best = scores.amax(dim=-1).topk(min(DRIVING_BOXES, scores.shape[1]), dim=1).indices
         boxes, states, scores = (rows_at(one, best) for one in (outputs["boxes"][-1], outputs["tokens"], scores))
         x, y, _, height = boxes.unbind(-1)
         feet = torch.stack([x, (y + height / 2).clamp(max=1.0)], dim=-1)
         size = boxes[..., 2:].clamp(min=1e-3).log() / 2 + 1.5
-        return torch.cat([states, scores, size, patches(images, boxes)], dim=-1), feet
+        told = [states, scores, size]
+        if self.lights is not None:
+            light = scores[..., self.classes.index(TRAFFIC_LIGHT), None]
+            told.append(light * self.lights(pictures, boxes).softmax(dim=-1))
+        return torch.cat(told, dim=-1), feet
 
     def make_criterion(self, reduce_count: CountReducer) -> DetectionCriterion:
         return DetectionCriterion(self.config, reduce_count)
 
     def predict(self, images: Tensor, transform: Tensor, orig_size: Tensor) -> list[dict[str, Tensor]]:
-        """Per image `boxes` [K, 4] raw pixel xyxy, `scores` [K], `labels` [K], best first; `heatmap/...` likewise for
+        """Per image `boxes` [K, 4] raw pixel xyxy, `scores` [K], `labels` [K], best first, and, where lights are a
+        class, `colors` [K], places in LIGHT_COLORS, -1 for other classes; `heatmap/...` likewise, without colours, for
         what the heatmap head alone would say, which shows what the decoder adds."""
-        outputs = self(self.normalise(images))
-        size = (images.shape[-2], images.shape[-1])
-        found = [
-            postprocess_detections(logits, boxes, transform, orig_size, size, self.config.max_detections)
-            for logits, boxes in (
-                (outputs["logits"][-1], outputs["boxes"][-1]),
-                (outputs["seed_logits"], outputs["seed_boxes"]),
-            )
-        ]
-        return [final | {f"heatmap/{k}": v for k, v in seed.items()} for final, seed in zip(*found)]
+        pictures = self.normalise(images)
+        outputs = self(pictures)
+        size, limit = (images.shape[-2], images.shape[-1]), self.config.max_detections
+        colors = None if self.lights is None else self.lights(pictures, outputs["boxes"][-1]).argmax(dim=-1)
+        final = postprocess_detections(
+            outputs["logits"][-1], outputs["boxes"][-1], transform, orig_size, size, limit, colors
+        )
+        seeds = postprocess_detections(outputs["seed_logits"], outputs["seed_boxes"], transform, orig_size, size, limit)
+        for one in final:
+            if "colors" in one:
+                one["colors"][one["labels"] != self.classes.index(TRAFFIC_LIGHT)] = -1
+        return [one | {f"heatmap/{k}": v for k, v in seed.items()} for one, seed in zip(final, seeds)]
 
     def make_metrics(self) -> DetectionScores:
         return DetectionScores(self.classes)
@@ -193,32 +203,41 @@ class DetectionExpert(ImageExpert):
         for part, prefix in ((metrics.final, ""), (metrics.heatmap, "heatmap/")):
             predicted = (prediction[prefix + key].numpy() for key in ("boxes", "scores", "labels"))
             part.add(sample_id, truth.boxes, truth.labels, truth.ignored, *predicted)
+        if metrics.lights is not None and "colors" in prediction:
+            told = {key: prediction[key].numpy() for key in ("boxes", "labels", "colors")}
+            metrics.lights.add(sample_id, truth, told)
 
     def summarise(self, metrics: DetectionScores) -> dict[str, float | None]:
-        """The official metrics; AP50_common over the classes with 50 or more boxes; heatmap/... of the head alone."""
+        """The official metrics; AP50_common over the classes with 50 or more boxes; heatmap/... of the head alone;
+        light_color, the share of found traffic lights whose colour is told right."""
         scores = metrics.final.compute()
         common = [name for name, count in metrics.final.truth_counts().items() if count >= COMMON]
         scores["AP50_common"] = metrics.final.ap50_over(common)
         alone = metrics.heatmap.compute()
         for key in ("AP", "AP50", "AP75", "AP50/car"):
             scores[f"heatmap/{key}"] = alone[key]
+        if metrics.lights is not None:
+            scores["light_color"] = metrics.lights.compute()
         return scores
 
 
 class DetectionScores:
-    """Metrics of the whole expert and, beside them, of its heatmap head alone."""
+    """Metrics of the whole expert and, beside them, of its heatmap head alone and of what it says of lights."""
 
     def __init__(self, classes: tuple[str, ...]) -> None:
         self.final, self.heatmap = DetectionMetrics(classes), DetectionMetrics(classes)
+        self.lights = LightScores(classes.index(TRAFFIC_LIGHT)) if TRAFFIC_LIGHT in classes else None
 
-    def state(self) -> tuple[Any, Any]:
+    def state(self) -> tuple[Any, Any, Any]:
         """Plain picklable data for `merge` in another process."""
-        return self.final.state(), self.heatmap.state()
+        return self.final.state(), self.heatmap.state(), {} if self.lights is None else self.lights.state()
 
-    def merge(self, states: list[tuple[Any, Any]]) -> None:
+    def merge(self, states: list[tuple[Any, Any, Any]]) -> None:
         """Add what other processes scored."""
         self.final.merge([state[0] for state in states])
         self.heatmap.merge([state[1] for state in states])
+        if self.lights is not None:
+            self.lights.merge([state[2] for state in states])
 
 
 def _sample(maps: list[Tensor], boxes: Tensor, level: Tensor) -> Tensor:
@@ -274,10 +293,16 @@ class DetectionCriterion:
 
     def __call__(self, model: DetectionExpert, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Run the model on a training batch, with denoising queries, and return its losses."""
-        columns = zip(batch["boxes"], batch["labels"], batch["ignored"])
-        targets = [{"boxes": b, "labels": label, "ignored": i} for b, label, i in columns]
+        columns = zip(batch["boxes"], batch["labels"], batch["ignored"], batch["colors"])
+        targets = [{"boxes": b, "labels": label, "ignored": i, "colors": c} for b, label, i, c in columns]
         boxes, source = self.denoising(targets) or (None, None)
-        return self.losses(model(model.normalise(batch["image"]), boxes), targets, source)
+        pictures = model.normalise(batch["image"])
+        losses = self.losses(model(pictures, boxes), targets, source)
+        if model.lights is not None:
+            total, count = color_loss(model.lights, pictures, targets)
+            losses["color"] = total / self.reduce_count(count) * self.config.color_weight
+            losses["loss"] = losses["loss"] + losses["color"]
+        return losses
 
     def denoising(self, targets: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor] | None:
         """Denoising boxes and their sources (`make_denoising`); None where there are none."""
@@ -378,12 +403,19 @@ def _over_ignored(boxes: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
 
 
 def postprocess_detections(
-    logits: Tensor, boxes: Tensor, transform: Tensor, orig_size: Tensor, size: tuple[int, int], limit: int
+    logits: Tensor,
+    boxes: Tensor,
+    transform: Tensor,
+    orig_size: Tensor,
+    size: tuple[int, int],
+    limit: int,
+    colors: Tensor | None = None,
 ) -> list[dict[str, Tensor]]:
     """Detections in raw pixels, best first.
 
     logits: [B, Q, C]; boxes: [B, Q, 4] normalised cxcywh; transform: [B, 2, 3] raw pixel -> network pixel; orig_size:
-    [B, 2] height, width; size: the network's height, width. Returns per image `boxes` [K, 4] xyxy, `scores`, `labels`.
+    [B, 2] height, width; size: the network's height, width; colors: of each box's light, [B, Q]. Returns per image
+    `boxes` [K, 4] xyxy, `scores`, `labels`, and `colors` where they were given.
     """
     height, width = size
     scale = boxes.new_tensor([width, height, width, height], dtype=torch.float32)
@@ -398,18 +430,9 @@ def postprocess_detections(
         bound = xyxy.new_tensor([raw_width, raw_height, raw_width, raw_height])
         raw = torch.minimum(((xyxy - offset) / stretch).clamp(min=0), bound)
         found.append({"boxes": raw.cpu(), "scores": scores.cpu(), "labels": label.cpu()})
+        if colors is not None:
+            found[-1]["colors"] = colors[b, query].cpu()
     return found
-
-
-def patches(images: Tensor, boxes: Tensor) -> Tensor:
-    """What is within boxes [B, N, 4] (normalised cxcywh) of uint8 images [B, 3, H, W], in `PATCH` x `PATCH` pixels:
-    [B, N, 3 * PATCH ** 2], from -1 to 1."""
-    steps = (torch.arange(PATCH, device=boxes.device) + 0.5) / PATCH - 0.5
-    x = boxes[..., 0, None] + steps * boxes[..., 2, None]
-    y = boxes[..., 1, None] + steps * boxes[..., 3, None]
-    places = torch.stack([x[:, :, None, :].expand(-1, -1, PATCH, -1), y[..., None].expand(-1, -1, -1, PATCH)], dim=-1)
-    found = F.grid_sample(images.float() / 127.5 - 1.0, places.flatten(2, 3) * 2.0 - 1.0, align_corners=False)
-    return found.permute(0, 2, 1, 3).flatten(2)
 
 
 @register_expert("detection")

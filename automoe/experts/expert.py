@@ -68,6 +68,9 @@ class ImageExpert(Expert):
     """An expert on single images."""
 
     inputs = ("image", "transform", "orig_size")
+    tokens_version = 3
+    """Raised when what `driving_tokens` say changes, or how a picture becomes their input: cached tokens of another
+    version are not taken for these."""
     backbone: Backbone
     mean: Tensor
     std: Tensor

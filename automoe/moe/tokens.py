@@ -23,10 +23,6 @@ from automoe.experts.inference import load_expert, network_input
 from automoe.experts.registry import build_expert
 from automoe.machine import cpu_has_bfloat16
 
-TOKENS_VERSION = 3
-"""Raised when what experts' `driving_tokens` say changes, or how a picture becomes their input: cached tokens of
-another version are not taken for these."""
-
 
 class Tokens(NamedTuple):
     """features [B, T, D] and positions [B, T, 2] of one expert on B pictures."""
@@ -97,7 +93,7 @@ class FrozenExpert(nn.Module):
         """A hash of everything that decides what it sees: 64 hexadecimal digits."""
         spec = self.spec
         shape = (spec.kind, sorted(spec.model_config.items()), spec.classes, spec.size)
-        return content_digest((TOKENS_VERSION, *shape, spec.mean, spec.std, self.in_bfloat16), self.model)
+        return content_digest((self.model.tokens_version, *shape, spec.mean, spec.std, self.in_bfloat16), self.model)
 
 
 def content_digest(told: tuple[Any, ...], module: nn.Module) -> str:

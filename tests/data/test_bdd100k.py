@@ -13,8 +13,11 @@ from bdd100k_tree import edit_labels
 from PIL import Image
 
 from automoe.data.bdd100k import find_layout, parse_frame, read_class_mask, records
+from automoe.data.dataset import PreparedDataset
+from automoe.data.prepared import prepare
+from automoe.data.transforms import EvalTransform
 from automoe.errors import DataError
-from automoe.taxonomy import BDD_DETECTION
+from automoe.taxonomy import BDD_DETECTION, LIGHT_COLORS
 
 EVERYTHING = {(task, split) for task in ("detection", "drivable", "segmentation") for split in ("train", "val")}
 
@@ -85,6 +88,25 @@ def test_one_json_per_image(tree: Path) -> None:
     for one, other in zip(expected, records(tree, "detection", "train"), strict=True):
         assert one.name == other.name
         np.testing.assert_array_equal(one.boxes, other.boxes)
+
+
+def test_colours_are_of_lights_alone(tree: Path) -> None:
+    said = ["G", "red", None, "NA"]
+
+    def change(frames: list[dict]) -> None:
+        for label, color in zip(frames[0]["labels"], said):
+            label["category"] = "traffic light"
+            label["attributes"] = {} if color is None else {"trafficLightColor": color}
+        frames[0]["labels"][4]["attributes"] = {"trafficLightColor": "R"}  # a car, whatever it says
+
+    edit_labels(tree, "train", change)
+    record = next(records(tree, "detection", "train"))
+    green, red, none = (LIGHT_COLORS.index(name) for name in ("green", "red", "none"))
+    assert record.colors.tolist() == [green, red, -1, none, -1, -1]
+    info = prepare(tree, "detection", "train", tree / "prepared")
+    data = PreparedDataset(info.path, "detection", EvalTransform((64, 96)))
+    assert data.row(0).colors.tolist() == [green, red, -1, none, -1, -1]
+    assert data[0]["colors"].tolist() == data.row(0).colors.tolist()
 
 
 def test_masks_of_the_2018_release(tree: Path) -> None:

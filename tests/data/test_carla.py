@@ -24,6 +24,7 @@ from automoe.taxonomy import (
     CARLA_TAGS,
     DRIVABLE,
     IGNORE_INDEX,
+    LIGHT_COLORS,
     NUSCENES_DETECTION,
     SEMANTIC,
 )
@@ -209,6 +210,21 @@ def test_boxes_without_tags_are_said_to_be_of_hidden_things_too(tmp_path) -> Non
     write_run(tmp_path, 1, town="Town02")
     info = prepared(tmp_path, val_towns=["Town02"])
     assert any("what stands behind walls counts as seen, run_000" in note for note in info.notes)
+
+
+def test_lights_have_the_colour_that_a_run_tells(tree) -> None:
+    for path in sorted((tree / "run_000" / "annots" / "front").glob("*.json")):
+        light = {"bbox": [10.0, 4.0, 16.0, 18.0], "visible_bbox": [10.0, 4.0, 16.0, 18.0], "class": "traffic light"}
+        more = [{**light, "state": "R"}, {**light, "state": "NA"}, light]
+        edit(path, lambda content, more=more: content["boxes"].extend(more))
+    both = [images(tree, "detection", split) for split in ("train", "val")]
+    rows = [data.row(index) for data in both for index in range(len(data))]
+    ours = [row for row in rows if row.name.startswith("run_000")]
+    assert ours
+    for row in ours:
+        lights = row.labels == BDD_DETECTION.index("traffic light")
+        assert row.colors[lights].tolist() == [LIGHT_COLORS.index("red"), LIGHT_COLORS.index("none"), -1]
+        assert (row.colors[~lights] == -1).all()
 
 
 def test_boxes_that_are_not_finite_are_no_truth(tree) -> None:

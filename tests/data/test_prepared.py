@@ -62,18 +62,23 @@ def test_fingerprint_is_of_the_content_alone(tree: Path, tmp_path: Path) -> None
     assert prepare(moved, "detection", "train", tmp_path / "changed").fingerprint != one.fingerprint
 
 
-def test_sets_prepared_before_there_were_others_are_still_read(tree: Path) -> None:
-    """Their manifests lack what came with nuScenes; and the fingerprint, which checkpoints hold, is as it was."""
+def test_sets_of_an_older_program_are_prepared_again(tree: Path) -> None:
     info = ensure_prepared(tree, "detection", "train", say=lambda _: None)
     manifest = json.loads((info.path / "manifest.json").read_text())
-    assert (manifest["format"], manifest["format_version"]) == ("automoe-bdd100k", 1)
-    for key in ("unit", "options", "rig"):
+    assert (manifest["format"], manifest["format_version"]) == ("automoe-bdd100k", 2)
+    for key in ("unit", "options", "rig"):  # the first version's lack them
         del manifest[key]
-    (info.path / "manifest.json").write_text(json.dumps(manifest))
+    (info.path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 1}))
+    with pytest.raises(DataError, match="has format version 1, this program reads 2; run `automoe prepare bdd100k`"):
+        PreparedInfo.load(info.path)
     said: list[str] = []
     assert ensure_prepared(tree, "detection", "train", say=said.append) == info
-    assert said == []
-    fingerprint = hashlib.sha256(f"1 detection {info.classes}".encode())
+    assert said
+
+
+def test_the_fingerprint_is_that_of_its_formula(tree: Path) -> None:
+    info = ensure_prepared(tree, "detection", "train", say=lambda _: None)
+    fingerprint = hashlib.sha256(f"2 detection {info.classes}".encode())
     for row in datasets.load_from_disk(str(info.path)):
         digest = hashlib.sha256()
         for value in row.values():  # pyright: ignore[reportAttributeAccessIssue]

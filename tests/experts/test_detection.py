@@ -9,10 +9,11 @@ import torch
 
 import automoe.experts  # noqa: F401  (registers)
 from automoe.errors import ConfigError
-from automoe.experts.detection import PATCH, DetectionExpert, make_denoising, patches, postprocess_detections
+from automoe.experts.detection import DetectionExpert, make_denoising, postprocess_detections
 from automoe.experts.expert import ExpertStep
 from automoe.experts.query_decoder import BoxReference, DeformableAttention
 from automoe.experts.registry import build_expert
+from automoe.taxonomy import LIGHT_COLORS
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,7 @@ def batch(counts: list[int], size: tuple[int, int] = (64, 96)) -> dict[str, Any]
         ],
         "labels": [torch.randint(0, 10, (n,), generator=generator) for n in counts],
         "ignored": [torch.zeros(n, dtype=torch.bool) for n in counts],
+        "colors": [torch.randint(-1, 4, (n,), generator=generator) for n in counts],
     }
 
 
@@ -203,22 +205,6 @@ def test_what_is_known_of_a_box_is_the_same_in_a_piece_of_the_picture() -> None:
     assert torch.allclose(large.relate(whole)[0, 0, 0, 4], torch.tensor(1.0), atol=1e-5)
 
 
-def test_a_box_shows_what_is_within_it() -> None:
-    """A red lamp over a green one on black, and a box that leaves the picture."""
-    image = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
-    image[0, 0, 20:24, 40:44] = 255
-    image[0, 1, 24:28, 40:44] = 255
-    light = torch.tensor([42.0 / 96, 24.0 / 64, 4.0 / 96, 8.0 / 64])
-    outside = torch.tensor([1.0, 1.0, 0.2, 0.2])
-    found = patches(image, torch.stack([light, outside])[None]).view(2, 3, PATCH, PATCH)
-    red, green, blue = found[0]
-    assert (red[:2] == 1.0).all()
-    assert (red[2:] == -1.0).all()
-    assert (green[2:] == 1.0).all()
-    assert (blue == -1.0).all()
-    assert found[1].isfinite().all()
-
-
 def test_driving_tokens_are_the_surest_boxes(expert: DetectionExpert) -> None:
     image = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     features, positions = expert.eval().driving_tokens(image)
@@ -229,6 +215,9 @@ def test_driving_tokens_are_the_surest_boxes(expert: DetectionExpert) -> None:
         torch.testing.assert_close(features[row, :, width : width + scores.shape[-1]], scores[row, best[row]])
         x, y, _, height = outputs["boxes"][-1][row, best[row]].T
         torch.testing.assert_close(positions[row], torch.stack([x, (y + height / 2).clamp(max=1.0)], dim=-1))
+    # Last, how likely each is a light of each colour: together, how likely it is a light.
+    light = features[..., width + expert.classes.index("traffic light")]
+    torch.testing.assert_close(features[..., -len(LIGHT_COLORS) :].sum(dim=-1), light)
 
 
 def test_unknown_settings_are_named() -> None:

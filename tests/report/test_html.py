@@ -90,7 +90,8 @@ def row(boxes: list, labels: list[int], ignored: list[bool] | None = None) -> Pr
     return PreparedRow(
         name="a.jpg", height=100, width=200, weather="clear", scene="highway", timeofday="night",
         boxes=np.array(boxes, np.float32).reshape(-1, 4), labels=np.array(labels, np.int64),
-        ignored=no if ignored is None else np.array(ignored), occluded=no, truncated=no, jpeg=b"", mask_png=None,
+        ignored=no if ignored is None else np.array(ignored), occluded=no, truncated=no,
+        colors=np.full(count, -1), jpeg=b"", mask_png=None,
     )  # fmt: skip
 
 
