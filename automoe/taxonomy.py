@@ -63,6 +63,12 @@ def light_color(said: object) -> int:
     return LIGHT_COLORS.index(word) if word in LIGHT_COLORS else -1
 
 
+def det20_light_color(color: int) -> str:
+    """How a det_20 label file spells a place in LIGHT_COLORS: G, Y, R or NA."""
+    spelled = {name: letters.upper() for letters, name in _LIGHT_COLOR_SPELLINGS.items()}
+    return spelled[LIGHT_COLORS[color]]
+
+
 DRIVABLE: tuple[str, ...] = ("direct", "alternative", "background")
 """BDD100K drivable-area classes: 0 the ego's own lane, 1 other lanes that may be used, 2 the rest."""
 

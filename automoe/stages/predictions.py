@@ -22,12 +22,14 @@ from automoe.experts.nuscenes import global_boxes
 from automoe.files import write_bytes, write_text
 from automoe.metrics.nuscenes import Boxes3D, filter_boxes
 from automoe.metrics.nuscenes_submission import write_submission
+from automoe.taxonomy import det20_light_color
 
 
 def det20_frame(name: str, prediction: Mapping[str, Tensor], classes: Sequence[str]) -> dict[str, Any]:
     """One image's detections as a frame of a det_20 label file, best first.
 
-    prediction: `boxes` [K, 4] raw pixel xyxy, `scores` [K], `labels` [K].
+    prediction: `boxes` [K, 4] raw pixel xyxy, `scores` [K], `labels` [K], and `colors` [K] of traffic lights, -1 of
+    everything else, where the expert tells them.
     """
     rows = zip(prediction["boxes"].tolist(), prediction["scores"].tolist(), prediction["labels"].tolist())
     labels = [
@@ -39,6 +41,9 @@ def det20_frame(name: str, prediction: Mapping[str, Tensor], classes: Sequence[s
         }
         for index, (box, score, label) in enumerate(rows)
     ]
+    for label, color in zip(labels, prediction["colors"].tolist() if "colors" in prediction else ()):
+        if color >= 0:
+            label["attributes"] = {"trafficLightColor": det20_light_color(color)}
     return {"name": name, "labels": labels}
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from automoe.experts.light_color import SIDE, LightHead, LightScores, color_loss, squares
-from automoe.taxonomy import LIGHT_COLORS, light_color
+from automoe.stages.predictions import det20_frame
+from automoe.taxonomy import BDD_DETECTION, LIGHT_COLORS, det20_light_color, light_color
 
 RED, GREEN = LIGHT_COLORS.index("red"), LIGHT_COLORS.index("green")
 
@@ -108,7 +109,20 @@ def test_only_found_lights_are_judged() -> None:
     assert other.compute() == scores.compute()
 
 
+def test_predicted_label_files_have_the_attribute() -> None:
+    prediction = {
+        "boxes": torch.rand(3, 4), "scores": torch.rand(3), "labels": torch.tensor([8, 2, 8]),
+        "colors": torch.tensor([RED, -1, LIGHT_COLORS.index("none")]),
+    }  # fmt: skip
+    labels = det20_frame("a.jpg", prediction, BDD_DETECTION)["labels"]
+    said = [label.get("attributes", {}).get("trafficLightColor") for label in labels]
+    assert said == ["R", None, "NA"]
+    del prediction["colors"]
+    assert all("attributes" not in label for label in det20_frame("a.jpg", prediction, BDD_DETECTION)["labels"])
+
+
 def test_labels_say_colours_in_several_ways() -> None:
     spellings = {"G": "green", "red": "red", "Yellow": "yellow", "NA": "none", "none": "none"}
     assert {said: LIGHT_COLORS[light_color(said)] for said in spellings} == spellings
+    assert [light_color(det20_light_color(color)) for color in range(4)] == [0, 1, 2, 3]
     assert light_color(None) == light_color("blue") == light_color(3) == -1
