@@ -34,13 +34,13 @@ other=""                                # the second lane's process group, while
 
 # The front camera is the one with labels. Two frames a second: frames that follow each other sooner show an expert little
 # that is new. What drives learns from more of them, from runs that begin in the middle of traffic, and from a camera that
-# stands aside, which shows how to come back. Pictures are as large as the experts' input.
+# stands aside, which shows how to come back.
 cameras=(front)
-recorded=(--size 512 384 --cameras front --save_every 10)
+recorded=(--cameras front --save_every 10)
 steps=3
 if [ "$drive" = 1 ]; then
   cameras=(front front_shifted)
-  recorded=(--size 512 384 --cameras front front_shifted --lead_in 15)
+  recorded=(--cameras front front_shifted --lead_in 15)
   steps=5
 fi
 
