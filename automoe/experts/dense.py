@@ -58,6 +58,8 @@ class DenseExpert(ImageExpert):
     map, row by row) and token_positions [B, T, 2] (x, y in [0, 1]).
     """
 
+    tokens_version = 4
+
     def __init__(self, kind: str, config: DenseConfig, *, pretrained: bool = False) -> None:
         super().__init__()
         self.kind, self.config, self.classes = kind, config, CLASSES[kind]
@@ -90,14 +92,14 @@ class DenseExpert(ImageExpert):
         }
 
     def driving_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """A token for each cell of the coarsest map: its features, and the mean probability of each class in the four
-        quarters of the cell."""
+        """A token for each cell of the coarsest map: the mean probability of each class in its four quarters. What is
+        there and no more: by its features a policy learns the places of its training set by heart."""
         outputs = self(self.normalise(images))
         shares = outputs["logits"].softmax(dim=1)
         rows, columns = images.shape[-2] // 32, images.shape[-1] // 32
         quarters = F.adaptive_avg_pool2d(shares, (2 * rows, 2 * columns))
         each = F.pixel_unshuffle(quarters, 2).flatten(2).transpose(1, 2)
-        return torch.cat([outputs["tokens"], each], dim=-1), outputs["token_positions"]
+        return each, outputs["token_positions"]
 
     def make_criterion(self, reduce_count: CountReducer) -> DenseCriterion:
         return DenseCriterion(self.config, reduce_count)

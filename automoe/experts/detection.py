@@ -83,7 +83,7 @@ class DetectionExpert(ImageExpert):
     kind = "detection"
     metric = "AP"
     headline = ("AP", "AP50", "AP50_common", "AP50/car", "light_color", "heatmap/AP")
-    tokens_version = 4
+    tokens_version = 5
 
     def __init__(self, config: DetectionConfig, *, pretrained: bool = False) -> None:
         super().__init__()
@@ -158,17 +158,18 @@ class DetectionExpert(ImageExpert):
 
     def driving_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """A token for each of the surest boxes, at the middle of its lower edge, where what it shows stands: its
-        query's state, its classes' probabilities, the logarithms of its width and height (about from -1 to 1), and how
-        likely it is a traffic light of each of the LIGHT_COLORS."""
+        classes' probabilities, the logarithms of its width and height (about from -1 to 1), and how likely it is a
+        traffic light of each of the LIGHT_COLORS. What a box is and no more: by its query's state, which knows what it
+        looks like, a policy learns the places of its training set by heart."""
         pictures = self.normalise(images)
         outputs = self(pictures)
         scores = outputs["logits"][-1].sigmoid()
         best = scores.amax(dim=-1).topk(min(DRIVING_BOXES, scores.shape[1]), dim=1).indices
-        boxes, states, scores = (rows_at(one, best) for one in (outputs["boxes"][-1], outputs["tokens"], scores))
+        boxes, scores = (rows_at(one, best) for one in (outputs["boxes"][-1], scores))
         x, y, _, height = boxes.unbind(-1)
         feet = torch.stack([x, (y + height / 2).clamp(max=1.0)], dim=-1)
         size = boxes[..., 2:].clamp(min=1e-3).log() / 2 + 1.5
-        told = [states, scores, size]
+        told = [scores, size]
         if self.lights is not None:
             light = scores[..., self.classes.index(TRAFFIC_LIGHT), None]
             told.append(light * self.lights(pictures, boxes).softmax(dim=-1))

@@ -32,7 +32,9 @@ class ContextConfig:
     size: of the stem's pictures, height and width. stride: of its only map. speed_dropout: how often, in training, the
     car's motion is hidden: a policy that sees how fast it is learns to go on like that. ambient: whether rain and
     darkness are told; ambient_dropout: how often, in training, they are not all the same, so that one model can be
-    asked with them and without. blind: whether there is no stem: the car's state and the route are all that is known.
+    asked with them and without. map_to_planner: whether the planner is given the stem's map, too; without it the stem
+    is for the gate alone, and what is seen is seen by experts. blind: whether there is no stem: the car's state and the
+    route are all that is known.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -43,6 +45,7 @@ class ContextConfig:
     speed_dropout: float = 0.3
     ambient: bool = True
     ambient_dropout: float = 0.3
+    map_to_planner: bool = True
     blind: bool = False
 
     def __post_init__(self) -> None:
@@ -57,8 +60,8 @@ class ContextConfig:
 
 class Context(NamedTuple):
     """vector [B, D]: everything in one, for the gate; state [B, D]: what the car knows without looking; tokens
-    [B, S, D]: the stem's map and, last, the state; speed [B]: m/s as far as it was told, 0 where it was not; route
-    [B, ROUTE_POINTS, 2]: metres, NaN where there is none.
+    [B, S, D]: the stem's map, where the planner is given that, and, last, the state; speed [B]: m/s as far as it was
+    told, 0 where it was not; route [B, ROUTE_POINTS, 2]: metres, NaN where there is none.
 
     A planner is given state and tokens. The vector holds a summary of the whole picture, by which places are easily
     recognised: who plans by it learns the training towns by heart.
@@ -91,8 +94,9 @@ class ContextEncoder(nn.Module):
             if self.stem_is_frozen:
                 self.stem.in_bfloat16 = cpu_has_bfloat16()
             channels = self.stem.channels[0]
-            self.project = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim), nn.LayerNorm(dim))
-            self.position = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
+            if config.map_to_planner:
+                self.project = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim), nn.LayerNorm(dim))
+                self.position = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
             self.glance = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim))
         self.command = nn.Embedding(len(CARLA_COMMANDS) + 1, dim)  # the last one: nobody said
         told = 4 * (past + 1) + 3 * ROUTE_POINTS + 2 * len(AMBIENT)
@@ -120,9 +124,11 @@ class ContextEncoder(nn.Module):
         if self.config.blind:
             return Context(self.join(state), state, state[:, None], speed, observation.route)
         seen = self.look(observation.image) if seen is None else seen
-        spots = self.position(position_encoding(seen.positions, state.shape[1]))
         vector = self.join(state + self.glance(seen.features.mean(dim=1)))
-        tokens = torch.cat([self.project(seen.features) + spots, state[:, None]], dim=1)
+        tokens = state[:, None]
+        if self.config.map_to_planner:
+            spots = self.position(position_encoding(seen.positions, state.shape[1]))
+            tokens = torch.cat([self.project(seen.features) + spots, tokens], dim=1)
         return Context(vector, state, tokens, speed, observation.route)
 
     def _told(self, values: Tensor, dropout: float) -> Tensor:

@@ -86,3 +86,18 @@ def test_losses_fall_when_the_answer_is_right() -> None:
     quality = torch.tensor([[0.8, 0.0]])
     good, bad = torch.logit(torch.tensor([[0.8, 1e-4]])), torch.logit(torch.tensor([[1e-4, 0.8]]))
     assert varifocal_loss(good, quality) < varifocal_loss(bad, quality)
+
+
+@pytest.mark.parametrize("kind", ["drivable", "segmentation"])
+def test_driving_tokens_are_the_classes_of_the_quarters_of_a_cell(kind: str) -> None:
+    torch.manual_seed(0)
+    expert = build_expert(kind, {"dim": 16}, pretrained=False).eval()
+    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    features, positions = expert.driving_tokens(images)
+    count = len(expert.classes)
+    assert features.shape == (1, 6, 4 * count)
+    assert positions.shape == (1, 6, 2)
+    shares = expert(expert.normalise(images))["logits"].softmax(dim=1)
+    # The second cell's lower left quarter: 16 pixels a side, four of the logits' cells.
+    quarter = shares[0, :, 4:8, 8:12].mean(dim=(1, 2))
+    torch.testing.assert_close(features[0, 1].view(count, 4)[:, 2], quarter)

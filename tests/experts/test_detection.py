@@ -209,14 +209,14 @@ def test_driving_tokens_are_the_surest_boxes(expert: DetectionExpert) -> None:
     image = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     features, positions = expert.eval().driving_tokens(image)
     outputs = expert(expert.normalise(image))
-    scores, width = outputs["logits"][-1].sigmoid(), outputs["tokens"].shape[-1]
+    scores = outputs["logits"][-1].sigmoid()
     best = scores.amax(dim=-1).argsort(dim=1, descending=True)[:, : features.shape[1]]
     for row in range(2):
-        torch.testing.assert_close(features[row, :, width : width + scores.shape[-1]], scores[row, best[row]])
+        torch.testing.assert_close(features[row, :, : scores.shape[-1]], scores[row, best[row]])
         x, y, _, height = outputs["boxes"][-1][row, best[row]].T
         torch.testing.assert_close(positions[row], torch.stack([x, (y + height / 2).clamp(max=1.0)], dim=-1))
     # Last, how likely each is a light of each colour: together, how likely it is a light.
-    light = features[..., width + expert.classes.index("traffic light")]
+    light = features[..., expert.classes.index("traffic light")]
     torch.testing.assert_close(features[..., -len(LIGHT_COLORS) :].sum(dim=-1), light)
 
 

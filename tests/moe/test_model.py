@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,25 @@ def test_an_expert_that_is_heard_is_heard() -> None:
     for one in range(5):
         for other in range(one):
             assert not torch.allclose(plans[one], plans[other], atol=1e-6)
+
+
+def test_without_the_map_only_experts_see() -> None:
+    """The gate still chooses by the stem's picture; what is planned depends on a picture through experts alone."""
+    shape = model(*ALL).config
+    torch.manual_seed(0)
+    driver = DrivingModel(replace(shape, context=replace(shape.context, map_to_planner=False)), experts(*ALL)).eval()
+    torch.nn.init.normal_(driver.planner.step.weight)
+    seen = observation(2)
+    other = seen._replace(image=255 - seen.image)
+    nobody = given(torch.zeros(2, 4, dtype=torch.bool))
+    plan, routing = driver(seen, None, nobody)
+    blind, changed = driver(other, None, nobody)
+    assert torch.equal(plan.path, blind.path)
+    assert torch.equal(plan.speed_logits, blind.speed_logits)
+    assert not torch.equal(routing.logits, changed.logits)
+    heard = given(torch.tensor([[True, False, False, False]] * 2))
+    pictures = seen._replace(pictures=[255 - picture for picture in seen.pictures])
+    assert not torch.allclose(driver(seen, None, heard)[0].path, driver(pictures, None, heard)[0].path)
 
 
 def test_frozen_experts_stay_bit_identical_in_eval_mode_and_without_gradients() -> None:
