@@ -71,7 +71,8 @@ ATTENUATION = 0.004
 
 RANGE_NOISE = 0.01
 SHIFT_METRES, SHIFT_DEGREES = 1.5, 10.0
-"""How far aside and askew run.SHIFTED stands, at most (as in TransFuser and its successors)."""
+"""How far aside and askew run.SHIFTED stands, at most: more than in TransFuser and its successors (1 m and 5 degrees),
+since few drives have to show all that may go wrong."""
 
 _WEATHER: dict[str, dict[str, float]] = {
     "clear": {"cloudiness": 5.0},
