@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from automoe.config import project_root
+from automoe.config import profile_path, project_root
 from automoe.engine.manifest import origin
 from automoe.files import write_text
 from automoe.machine import available_cores
@@ -50,7 +50,7 @@ class Recipe:
         models = self.output / "models" / "checkpoints"
         self.gate = models / "gating_network" / RUN / "best.pth"
         self.policy, self.blind = (models / "carla_policy" / run / "best.pth" for run in (RUN, "blind"))
-        self.settings = {"BIN": str(BIN), "PYTHON": sys.executable, "DEVICE": "cpu", "OUTPUT_ROOT": str(self.output)}
+        self.settings = {"PYTHON": sys.executable, "DEVICE": "cpu", "OUTPUT_ROOT": str(self.output)}
 
     def write_configs(self) -> None:
         """The profile `tiny`'s, with what is said here."""
@@ -154,7 +154,7 @@ STAGES = ("experts", "record", "prepare", "finetune", "mixture", "policies", "op
 
 
 def _profile(component: str) -> dict[str, Any]:
-    return json.loads((ROOT / "models" / "configs" / component / "tiny" / "config.json").read_bytes())
+    return json.loads(profile_path(component, "tiny").read_bytes())
 
 
 def run_stage(name: str, commands: list[str], settings: dict[str, str]) -> float:

@@ -43,6 +43,11 @@ _HEAVY_RAIN = 60.0
 """CARLA's precipitation at which the wipers run as fast as they do."""
 
 
+NOTHING_SEEN = np.zeros((0, 0, 3), np.uint8)
+"""The picture of an observation without one: of a car without a camera, or whose camera is dead, or where what there is
+to see is known already."""
+
+
 @dataclass(frozen=True)
 class SequenceConfig:
     """Which past and which future a sequence has.
@@ -230,8 +235,6 @@ def _at(wanted: float, time: np.ndarray, values: np.ndarray) -> float:
 
 # --- the data set ---
 
-_UNSEEN = np.zeros((0, 0, 3), np.uint8)
-
 
 class CarlaSequences(Dataset[dict[str, Any]]):
     """Moments of prepared CARLA runs: an item has `observation`, `targets`, `picture` and `look` (keys in a cache of
@@ -315,9 +318,10 @@ class CarlaSequences(Dataset[dict[str, Any]]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         row, aside = self.moment(index, epoch)
         name, jpeg = self.picture(row, aside)
+        picture = picture_key(jpeg)
         rng, version = np.random.default_rng([self.seed, 43, epoch, index]), 0
         if self.remembered is not None:
-            image, version = _UNSEEN, int(rng.integers(self.remembered))
+            image, version = NOTHING_SEEN, int(rng.integers(self.remembered))
         else:
             image = decode_jpeg(jpeg, f"{name} of {self.info.path}").image
             if self.colors is not None:
@@ -325,8 +329,8 @@ class CarlaSequences(Dataset[dict[str, Any]]):
         return {
             "observation": self.observation(row, image, aside),
             "targets": self.targets(row, aside),
-            "picture": picture_key(jpeg),
-            "look": self.look_key(jpeg, version),
+            "picture": picture,
+            "look": self.look_key(picture, version),
             "sample_id": f"{name} aside" if aside else name,
             "index": index,
         }
@@ -344,10 +348,9 @@ class CarlaSequences(Dataset[dict[str, Any]]):
             return [self.moment(index) for index in range(len(self))]
         return [(int(row), aside) for row in self.rows for aside in (False, True)]
 
-    def look_key(self, jpeg: bytes, version: int) -> bytes:
-        """What names a version of a stored picture in a cache."""
-        key = picture_key(jpeg)
-        return key if version == 0 else hashlib.sha256(key + repr((self.colors, version)).encode()).digest()
+    def look_key(self, picture: bytes, version: int) -> bytes:
+        """What names a version of a picture in a cache. picture: its `picture_key`."""
+        return picture if version == 0 else hashlib.sha256(picture + repr((self.colors, version)).encode()).digest()
 
     def look(self, row: int, aside: bool, version: int) -> np.ndarray:
         """A version of a picture, uint8 [H, W, 3]: 0 is as it is, others are in other colours. It is a function of the
@@ -356,7 +359,7 @@ class CarlaSequences(Dataset[dict[str, Any]]):
         image = decode_jpeg(jpeg, f"{name} of {self.info.path}").image
         if version == 0 or self.colors is None:
             return image
-        return self.colors.recolor(image, np.random.default_rng(list(self.look_key(jpeg, version))))
+        return self.colors.recolor(image, np.random.default_rng(list(self.look_key(picture_key(jpeg), version))))
 
     def picture(self, row: int, aside: bool = False) -> tuple[str, bytes]:
         """The name of a row's frame and the JPEG of its front camera, or of the one that stands aside."""

@@ -29,13 +29,13 @@ from automoe.carla.server import (
     synchronous,
     towns_of,
 )
-from automoe.data.sequences import Observation, ambient_of
+from automoe.data.sequences import NOTHING_SEEN, Observation, ambient_of
 from automoe.drive.carla_route import CarlaRoute, plan_on_map
 from automoe.drive.carla_rules import STOP_METRES, CarlaReferee, Facts, LaneFact, LaneId, Light, LightLine, StopSign
 from automoe.drive.leaderboard import RouteRecord
 from automoe.drive.referee import tail_of
 from automoe.drive.routes import RouteFile, RouteTask, number_of
-from automoe.drive.simulator import NOTHING_SEEN, observation_of
+from automoe.drive.simulator import observation_of
 from automoe.errors import CheckpointError, CollectError
 from automoe.world import polyline
 from automoe.world.vehicle import Control

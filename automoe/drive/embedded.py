@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from automoe.carla.run import LABELLED
-from automoe.data.sequences import Observation, ambient_of
+from automoe.data.sequences import NOTHING_SEEN, Observation, ambient_of
 from automoe.drive.leaderboard import RouteRecord
 from automoe.drive.referee import Referee
-from automoe.drive.simulator import NOTHING_SEEN, observation_of
+from automoe.drive.simulator import observation_of
 from automoe.errors import WorldError
 from automoe.poses import LOOKING_FORWARD
 from automoe.world.carla_writer import carla_weather

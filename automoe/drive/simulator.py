@@ -12,9 +12,6 @@ from automoe.taxonomy import CARLA_COMMANDS
 from automoe.world.route import RouteGuide
 from automoe.world.vehicle import Control
 
-NOTHING_SEEN = np.zeros((0, 0, 3), np.uint8)
-"""The picture of a car without a camera, or of one whose camera is dead."""
-
 
 class Simulator(Protocol):
     """One drive along one route. It is over when `ended` says why.

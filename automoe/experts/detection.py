@@ -76,7 +76,7 @@ class DetectionExpert(ImageExpert):
       logits [L, B, Q, C] and boxes [L, B, Q, 4] (normalised cxcywh) of every decoder layer, the last one counts;
       seed_logits [B, Q, C], seed_boxes [B, Q, 4]: what the heatmap head alone says;
       heat_logits [B, C, h, w], heat_boxes [B, h, w, 4]: lists of its maps, one a stride, for the loss;
-      tokens [B, Q, D], token_positions [B, Q, 2] (x, y in [0, 1]): for the policy;
+      tokens [B, Q, D], token_positions [B, Q, 2] (x, y in [0, 1]): the queries' last states, and where they are;
       denoising_logits, denoising_boxes [L, B, M, ...] where denoising boxes were given.
     """
 

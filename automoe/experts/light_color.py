@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from automoe.geometry import pairwise_iou
 from automoe.taxonomy import LIGHT_COLORS
 
 SIDE = 12
@@ -91,7 +92,7 @@ class LightScores:
         known = (truth.colors >= 0) & ~truth.ignored
         said = prediction["labels"] == self.light
         boxes, colors = prediction["boxes"][said], prediction["colors"][said]
-        overlaps = _iou(truth.boxes[known], boxes)
+        overlaps = pairwise_iou(torch.from_numpy(truth.boxes[known]), torch.from_numpy(boxes)).numpy()
         right = found = 0
         taken = np.zeros(int(known.sum()), bool)
         for place in range(len(boxes)):  # the surest one has the first choice, as in the official matching
@@ -117,12 +118,3 @@ class LightScores:
         """Per cent; None where no light was found."""
         right, found = (sum(column) for column in zip(*self._samples.values())) if self._samples else (0, 0)
         return 100.0 * right / found if found else None
-
-
-def _iou(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Overlaps [N, K] of boxes [N, 4] and [K, 4], xyxy."""
-    low = np.maximum(ones[:, None, :2], others[None, :, :2])
-    high = np.minimum(ones[:, None, 2:], others[None, :, 2:])
-    both = (high - low).clip(min=0.0).prod(axis=-1)
-    area, other = ((boxes[:, 2:] - boxes[:, :2]).prod(axis=-1) for boxes in (ones, others))
-    return both / (area[:, None] + other[None] - both).clip(min=1e-9)

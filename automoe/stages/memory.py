@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from automoe.data.images import decode_jpeg
 from automoe.data.sequences import CarlaSequences, picture_key
 from automoe.engine.distributed import Distributed
 from automoe.errors import CheckpointError
@@ -63,13 +62,12 @@ def remember(
     if remembered:
         stem = FrozenStem(model.context.to(dist.device))
         memory.stem_digest = stem.digest()
-        looks = [
-            (data, row, aside, version)
-            for data in remembered
-            for row, aside in data.views()
-            for version in range(data.remembered or 0)
-        ][dist.rank :: dist.world_size]
-        keys = [data.look_key(data.picture(row, aside)[1], version) for data, row, aside, version in looks]
+        looks, keys = [], []
+        for data, row, aside in _share(remembered, dist):
+            picture = picture_key(data.picture(row, aside)[1])
+            for version in range(data.remembered or 0):
+                looks.append((data, row, aside, version))
+                keys.append(data.look_key(picture, version))
 
         def look(place: int) -> np.ndarray:
             data, row, aside, version = looks[place]
@@ -86,18 +84,22 @@ def fill_experts(
 ) -> dict[str, str]:
     """Have every expert's tokens of all pictures of some sets in the cache. Returns the experts' digests by name."""
     digests = {name: expert.digest() for name, expert in experts.items()}
-    places = [(data, row, aside) for data in sets for row, aside in data.views()][dist.rank :: dist.world_size]
+    places = _share(sets, dist)
     keys = [picture_key(data.picture(row, aside)[1]) for data, row, aside in places]
 
     def picture(place: int) -> np.ndarray:
         data, row, aside = places[place]
-        name, jpeg = data.picture(row, aside)
-        return decode_jpeg(jpeg, f"{name} of {data.info.path}").image
+        return data.look(row, aside, 0)
 
     for name, expert in experts.items():
         _fill(cache, name, digests[name], expert.to(dist.device), keys, picture, dist)
     dist.barrier()
     return digests
+
+
+def _share(sets: Sequence[CarlaSequences], dist: Distributed) -> list[tuple[CarlaSequences, int, bool]]:
+    """All pictures of some sets that this process looks at: set, row, and whether it is seen from aside."""
+    return [(data, row, aside) for data in sets for row, aside in data.views()][dist.rank :: dist.world_size]
 
 
 def _fill(

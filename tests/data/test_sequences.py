@@ -26,6 +26,7 @@ from automoe.data.sequences import (
     batch_observations,
     into_frame,
     path_along,
+    picture_key,
     shift_pose,
     small_image,
 )
@@ -107,7 +108,7 @@ def test_without_a_cache_each_epoch_sees_a_moment_anew(info: PreparedInfo) -> No
 def test_what_is_remembered_is_drawn_from_a_few_versions_of_each_picture(info: PreparedInfo) -> None:
     data = CarlaSequences(info.path, SequenceConfig(), fixed=False, shifted=0.5, colors=ColorConfig(), remembered=3)
     keys = {
-        data.look_key(data.picture(row, aside)[1], version): data.look(row, aside, version)
+        data.look_key(picture_key(data.picture(row, aside)[1]), version): data.look(row, aside, version)
         for row, aside in data.views()
         for version in range(3)
     }
@@ -124,8 +125,9 @@ def test_what_is_remembered_is_drawn_from_a_few_versions_of_each_picture(info: P
     np.testing.assert_array_equal(again.look(row, aside, 2), data.look(row, aside, 2))
     assert not np.array_equal(data.look(row, aside, 1), data.look(row, aside, 2))
     paler = CarlaSequences(info.path, SequenceConfig(), colors=ColorConfig(saturation=0.9), remembered=3)
-    assert paler.look_key(jpeg, 0) == data.look_key(jpeg, 0)
-    assert paler.look_key(jpeg, 1) != data.look_key(jpeg, 1)
+    key = picture_key(jpeg)
+    assert paler.look_key(key, 0) == data.look_key(key, 0)
+    assert paler.look_key(key, 1) != data.look_key(key, 1)
 
 
 def test_moments_after_which_the_speed_changes_are_known(tmp_path: Path) -> None:
