@@ -108,7 +108,7 @@ def _is_empty(folder: Path) -> bool:
     return not any(folder.iterdir()) if folder.is_dir() else not folder.exists()
 
 
-def rig(width: int, height: int, names: Sequence[str] = CAMERAS) -> dict[str, Any]:
+def rig(width: int, height: int, names: Sequence[str] = CAMERAS, *, lidar: bool = True) -> dict[str, Any]:
     """The sensors as a config has them, in CARLA's axes round the car's origin; names: of the cameras."""
     cameras = {
         name: {
@@ -122,7 +122,9 @@ def rig(width: int, height: int, names: Sequence[str] = CAMERAS) -> dict[str, An
         for name, mount in {**MOUNTS, SHIFTED: MOUNTS[LABELLED]}.items()
         if name in names
     }
-    lidar = {
+    if not lidar:
+        return cameras
+    turning = {
         "type": "sensor.lidar.ray_cast",
         "location": {"x": 0.0, "y": 0.0, "z": LIDAR_HEIGHT},
         "rotation": {"pitch": 0.0, "yaw": 0.0, "roll": 0.0},
@@ -131,7 +133,7 @@ def rig(width: int, height: int, names: Sequence[str] = CAMERAS) -> dict[str, An
         "lower_fov": LIDAR_ELEVATION[0],
         "upper_fov": LIDAR_ELEVATION[1],
     }
-    return {**cameras, "lidar": lidar}
+    return {**cameras, "lidar": turning}
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,8 @@ class RunPlan:
     look: str = "carla"
     version: int = FORMAT_VERSION
     lead_in: float = 0.0
+    lapses: float = 0.0
+    lidar: bool = True
 
     def town(self, split: str, index: int) -> str:
         towns = self.train_towns if split == "train" else self.val_towns
@@ -128,6 +130,8 @@ def export_carla(
     cameras: Sequence[str] = run.CAMERAS,
     towns: int = len(TRAIN_TOWNS),
     lead_in: float = 0.0,
+    lapses: float = 0.0,
+    lidar: bool = True,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
@@ -136,8 +140,10 @@ def export_carla(
     seconds: of each run, at most. size: width and height of the pictures; 800 x 600 is that of public runs. save_every:
     ticks of 0.05 s from frame to frame. cameras: some of run.CAMERAS, the labelled one among them, and run.SHIFTED
     beside them. towns: to train in, by turns. lead_in: up to so many seconds, drawn for each run, are driven before it
-    is recorded: otherwise all begin with a car that sets off. progress: called with (runs done, runs in all). Returns
-    the content of world.json. Raises WorldError when `out` holds an export with other settings, or the world cannot be
+    is recorded: otherwise all begin with a car that sets off. lapses: about every so many seconds the teacher drives
+    badly for a while (`autopilot.Lapses`), which is not recorded, only how he makes up for it; 0 for never. lidar:
+    whether there is one; it takes a sixth of the time. progress: called with (runs done, runs in all). Returns the
+    content of world.json. Raises WorldError when `out` holds an export with other settings, or the world cannot be
     rendered.
     """
     out = Path(out)
@@ -146,15 +152,15 @@ def export_carla(
             f"an export needs 1 to {FIRST_VAL} training runs, a validation run, a second of each and a tick between "
             "frames at least"
         )
-    if not 1 <= towns <= MOST_TOWNS or lead_in < 0.0:
-        raise WorldError(f"an export is in 1 to {MOST_TOWNS} training towns, with a lead-in of 0 s or more")
+    if not 1 <= towns <= MOST_TOWNS or lead_in < 0.0 or lapses < 0.0:
+        raise WorldError(f"an export is in 1 to {MOST_TOWNS} training towns, with a lead-in and lapses of 0 s or more")
     known = (*run.CAMERAS, run.SHIFTED)
     if run.LABELLED not in cameras or not set(cameras) <= set(known):
         raise WorldError(f"cameras are some of {', '.join(known)}, {run.LABELLED} among them, not {', '.join(cameras)}")
     chosen = tuple(name for name in known if name in cameras)
     plan = RunPlan(
         seed, (int(size[0]), int(size[1])), float(seconds), int(save_every), runs, val_runs, chosen,
-        train_towns(towns), lead_in=float(lead_in),
+        train_towns(towns), lead_in=float(lead_in), lapses=float(lapses), lidar=bool(lidar),
     )  # fmt: skip
     check_settings(out, plan, folder_of("train", 0), "a run")
     begin(out, plan)
@@ -190,10 +196,10 @@ def write_runs(out: Path, plan: RunPlan, runs: Sequence[tuple[str, int]], on_run
                 stage = stage_town(town)
                 if not (out / f"maps/{town}.xodr").is_file():
                     write_piece(out / f"maps/{town}.xodr", stage.town.opendrive.encode())
-                renderer, caster, obstacles = Renderer(stage, *plan.size), LidarCaster(stage), Obstacles(stage)
+                renderer, obstacles = Renderer(stage, *plan.size), Obstacles(stage)
+                caster = LidarCaster(stage) if plan.lidar else None
                 current = town
             assert renderer is not None
-            assert caster is not None
             assert obstacles is not None
             _Recorder(out, plan, split, index, renderer, caster, obstacles).record()
             on_run()
@@ -206,7 +212,7 @@ class _Recorder:
     """One run: the teacher drives, the sensors look."""
 
     def __init__(
-        self, out: Path, plan: RunPlan, split: str, index: int, renderer: Renderer, caster: LidarCaster,
+        self, out: Path, plan: RunPlan, split: str, index: int, renderer: Renderer, caster: LidarCaster | None,
         obstacles: Obstacles,
     ) -> None:  # fmt: skip
         from automoe.world.drive import Drive
@@ -219,6 +225,7 @@ class _Recorder:
         self.cameras = [camera for camera in carla_cameras(*plan.size) if camera.name in plan.cameras]
         self.lidar = carla_lidar()
         self.writer = RunWriter(out / self.name)
+        self.left_out: list[int] = []
         conditions = draw_conditions(self.rng)
         self.route = _long_route(renderer.stage.town, self.rng, plan.seconds + plan.lead_in)
         drive_seed = int(self.rng.integers(2**31))
@@ -229,16 +236,18 @@ class _Recorder:
         self._paint, self._rails = np.array([*paint, False]), np.array([*rails, False])
 
     def record(self) -> None:
-        from automoe.world.autopilot import Autopilot
+        from automoe.world.autopilot import Autopilot, Lapses
 
-        pilot, touched, tick = Autopilot(), set(), 0
+        pilot, touched, tick, missed = Autopilot(), set(), 0, False
+        lapses = Lapses(pilot, self.rng, self.plan.lapses) if self.plan.lapses > 0.0 else None
         if self.plan.lead_in > 0.0:
             for _ in range(int(self.rng.uniform(0.0, self.plan.lead_in) / run.TICK)):
                 self.drive.step(pilot.control(self.drive))
             self.began = self.drive.scene.time
         for tick in range(round(self.plan.seconds / run.TICK)):
             self.before = before = self.drive.car
-            control = pilot.control(self.drive)
+            control = pilot.control(self.drive) if lapses is None else lapses.control(self.drive)
+            missed |= lapses is not None and lapses.lapsing
             self.drive.step(control)
             for contact in self.drive.contacts:
                 if contact.id not in touched:
@@ -255,7 +264,11 @@ class _Recorder:
                     )
             touched |= {contact.id for contact in self.drive.contacts}
             if tick % self.plan.save_every == 0:
-                self._save(tick, control)
+                if missed:  # a lapse leaves out one frame at least: no sequence goes across it
+                    self.left_out.append(tick)
+                else:
+                    self._save(tick, control)
+                missed = False
             if self.drive.station > self.route.length - 5.0:
                 break
         self.writer.finish(self._config(tick))
@@ -281,7 +294,7 @@ class _Recorder:
         log = self._log(tick, control)
         if run.SHIFTED in self.plan.cameras:
             images[run.SHIFTED], log["camera_shift"] = self._shifted(light, look, glow)
-        lidar = lidar_points(self.caster.sweep(scene, self.lidar), self.rng)
+        lidar = None if self.caster is None else lidar_points(self.caster.sweep(scene, self.lidar), self.rng)
         boxes3d = [_box3d(actor) for actor in _near(scene)]
         self.writer.frame(Frame(tick, log, images, lidar=lidar, boxes3d=boxes3d, **labels))
 
@@ -358,6 +371,7 @@ class _Recorder:
             "duration_seconds": round((tick + 1) * run.TICK, 3),
             "all_cameras_enabled": self.plan.cameras == run.CAMERAS,
             "save_every_n": self.plan.save_every,
+            **({"left_out": self.left_out} if self.plan.lapses > 0.0 else {}),
             "npc_config": {
                 "vehicles_spawned": sum(actor.category in _VEHICLES for actor in actors),
                 "walkers_spawned": sum(actor.category == "pedestrian" for actor in actors),
@@ -365,7 +379,7 @@ class _Recorder:
             "carla_version": VERSION,
             "simulator": f"automoe {__version__}",
             "tick_seconds": run.TICK,
-            "sensors": run.rig(*self.plan.size, self.plan.cameras),
+            "sensors": run.rig(*self.plan.size, self.plan.cameras, lidar=self.plan.lidar),
             "route": {
                 "points": flip(self.route.line).round(3).tolist(),
                 "commands": [1 + CARLA_COMMANDS.index(turn) for turn in self.route.turns],

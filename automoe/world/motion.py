@@ -12,6 +12,7 @@ mind it wherever it is, on its lane or across several, and `Traffic.advice` says
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -207,7 +208,7 @@ class Traffic:
         self._occupied = self._occupancy()
         self._crossed = {walker.crosswalk for walker in self._walkers.values()}
         self._grant()
-        allowed = self._allowed()
+        allowed = self._allowed(list(self._vehicles.values()))
         for _ in range(3):
             for vehicle in self._vehicles.values():
                 gap, speed = self._obstacle(vehicle)
@@ -226,7 +227,7 @@ class Traffic:
         self._occupied = self._occupancy()
         self._crossed = {walker.crosswalk for walker in self._walkers.values()}
         self._grant()
-        allowed = self._allowed()
+        allowed = self._allowed(list(self._vehicles.values()))
         for vehicle in self._vehicles.values():
             if vehicle.id != EGO or ego is None:
                 gap, speed = self._obstacle(vehicle)
@@ -250,7 +251,7 @@ class Traffic:
         lines, people and whoever is ahead."""
         vehicle = self._vehicles[EGO]
         gap, speed = self._obstacle(vehicle)
-        return _idm(vehicle.speed, self._allowed()[EGO], gap, speed)
+        return _idm(vehicle.speed, self._allowed([vehicle])[EGO], gap, speed)
 
     def light_ahead(self) -> tuple[TrafficSignal, float] | None:
         """The light that holds the ego at the next junction, and how far before its nose the line is, metres."""
@@ -362,9 +363,8 @@ class Traffic:
 
     # -------------------------------------------------------- what to mind
 
-    def _allowed(self) -> dict[int, float]:
-        """The speed that each driver would have on a free road: limit, taste, and the bends of the next metres."""
-        vehicles = list(self._vehicles.values())
+    def _allowed(self, vehicles: Sequence[_Vehicle]) -> dict[int, float]:
+        """The speed that each of some would have on a free road: limit, taste, and the bends of the next metres."""
         ahead = np.arange(0.0, 28.0, 3.0)
         _, heading = _on_paths(vehicles, np.array([vehicle.station for vehicle in vehicles])[:, None] + ahead)
         bend = np.abs(polyline.wrap_angle(np.diff(heading))) / 3.0
