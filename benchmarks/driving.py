@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="receives data, checkpoints, drives: about 12 GB")
     parser.add_argument("--json", type=Path, required=True, help="receives what was measured")
     parser.add_argument("--runs", type=int, default=240, help="recorded for training, 14 s each")
-    parser.add_argument("--gate_steps", type=int, default=4000)
+    parser.add_argument("--gate_steps", type=int, default=2400)
     parser.add_argument("--policy_steps", type=int, default=4000)
     parser.add_argument("--routes", type=int, default=20)
     parser.add_argument("--arm_routes", type=int, default=5)

@@ -568,7 +568,7 @@ class Traffic:
             point, heading = path[0] + walker.station * unit, math.atan2(unit[1], unit[0])
             height = 0.0 if 0.0 <= walker.station <= polyline.length(path) else KERB_HEIGHT
         else:
-            point, heading = polyline.sample(self.town.lanes[str(walker.lane)].centre, walker.station)
+            point, heading = self.town.lanes[str(walker.lane)].at(walker.station)
             height = KERB_HEIGHT
         point = point + walker.aside * np.array([-math.sin(heading), math.cos(heading)])
         return point, float(heading) + (0.0 if walker.direction > 0 else math.pi), height
