@@ -631,7 +631,7 @@ def _middle(ego: EgoState) -> np.ndarray:
     return np.array([ego.x + _MIDDLE * math.cos(ego.yaw), ego.y + _MIDDLE * math.sin(ego.yaw)])
 
 
-def _on_paths(vehicles: list[_Vehicle], stations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _on_paths(vehicles: Sequence[_Vehicle], stations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Points [V, K, 2] and headings [V, K] at stations [V, K] of each vehicle's own path: polyline.sample for all."""
     last = np.array([vehicle.along[-1] for vehicle in vehicles])[:, None]
     stations = np.minimum(np.maximum(stations, 0.0), last)
