@@ -240,13 +240,14 @@ class _Recorder:
 
         pilot, touched, tick, missed = Autopilot(), set(), 0, False
         lapses = Lapses(pilot, self.rng, self.plan.lapses) if self.plan.lapses > 0.0 else None
+        driver = lapses or pilot
         if self.plan.lead_in > 0.0:
             for _ in range(int(self.rng.uniform(0.0, self.plan.lead_in) / run.TICK)):
                 self.drive.step(pilot.control(self.drive))
             self.began = self.drive.scene.time
         for tick in range(round(self.plan.seconds / run.TICK)):
             self.before = before = self.drive.car
-            control = pilot.control(self.drive) if lapses is None else lapses.control(self.drive)
+            control = driver.control(self.drive)
             missed |= lapses is not None and lapses.lapsing
             self.drive.step(control)
             for contact in self.drive.contacts:
