@@ -86,8 +86,8 @@ class Recipe:
 
     def record(self) -> list[str]:
         return [
-            f"{BIN}/automoe world export carla --out {self.raw} --runs {self.options.runs} --val_runs 20 --seconds 14 "
-            "--save_every 6 --lead_in 12 --lapses 5 --towns 30 --size 512 384 --cameras front front_shifted --no-lidar "
+            f"{BIN}/automoe world export carla --out {self.raw} --runs {self.options.runs} --val_runs 20 --seconds 10 "
+            "--save_every 6 --lead_in 12 --towns 30 --size 512 384 --cameras front front_shifted --no-lidar "
             "--seed 5"
         ]
 
@@ -176,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="receives data, checkpoints, drives: about 12 GB")
     parser.add_argument("--json", type=Path, required=True, help="receives what was measured")
-    parser.add_argument("--runs", type=int, default=240, help="recorded for training, 14 s each")
+    parser.add_argument("--runs", type=int, default=240, help="recorded for training, 10 s each")
     parser.add_argument("--gate_steps", type=int, default=2400)
     parser.add_argument("--policy_steps", type=int, default=4000)
     parser.add_argument("--routes", type=int, default=20)

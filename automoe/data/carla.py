@@ -70,8 +70,9 @@ class Step:
 
     number: CARLA's tick; time: seconds from the run's first tick. command: a place in CARLA_COMMANDS, -1 where the run
     has no route; targets: float64 [K, 2], the next points of the route, in the ego's frame. light: the state of the
-    light that holds the ego, empty for none. speed_limit: m/s, NaN where unknown. shift: where the car was thought to
-    stand for the picture of run.SHIFTED, metres and radians to the left; NaN where there is none.
+    light that holds the ego, empty for none. speed_limit: m/s, NaN where unknown. target_speed: what its driver wanted to
+    go at, m/s, whatever its speed; NaN where the run doesn't tell. shift: where the car was thought to stand for the
+    picture of run.SHIFTED, metres and radians to the left; NaN where there is none.
     """
 
     number: int
@@ -81,6 +82,7 @@ class Step:
     targets: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     light: str = ""
     speed_limit: float = math.nan
+    target_speed: float = math.nan
     shift: tuple[float, float] = (math.nan, math.nan)
 
     @property
@@ -297,14 +299,16 @@ def _step(record: Any, tick: float, where: str) -> Step:
         targets = frame.flip(np.array(route.get("target_points", []), np.float64).reshape(-1, 2))
         light = record.get("traffic_light") or {}
         light = light if isinstance(light, dict) else {"state": light}
-        limit = record.get("speed_limit_kmh")
-        limit = None if limit is None else float(limit) / 3.6
+        limit, wanted = (
+            None if value is None else float(value) / 3.6
+            for value in (record.get("speed_limit_kmh"), record.get("target_speed_kmh"))
+        )  # fmt: skip
         command = _command(route.get("command"))
         said = record.get("camera_shift")
         shift = None if said is None else (0.0 - float(said["y"]), frame.yaw(float(said["yaw"])))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{where} is not complete ({type(error).__name__}: {error})") from error
-    told = (T_world_ego, speed, controls, targets, pushed, yaw_rate, limit, shift)
+    told = (T_world_ego, speed, controls, targets, pushed, yaw_rate, limit, wanted, shift)
     if not all(np.isfinite(value).all() for value in told if value is not None):
         raise DataError(f"{where} (frame {number}) holds numbers that are not finite")
     # Targets have no height: they are seen from above, whatever the slope that the car stands on.
@@ -326,6 +330,7 @@ def _step(record: Any, tick: float, where: str) -> Step:
         local,
         str(light.get("state", "")).lower(),
         math.nan if limit is None else limit,
+        math.nan if wanted is None else wanted,
         (math.nan, math.nan) if shift is None else shift,
     )
 

@@ -474,6 +474,7 @@ def _log_columns(one: Run, step: Step) -> dict[str, Any]:
         "targets": step.targets.tolist(),
         "light": step.light,
         "speed_limit": step.speed_limit,
+        "target_speed": step.target_speed,
         "shift": list(step.shift),
         **_weather(one.weather),
     }

@@ -53,13 +53,15 @@ class SequenceConfig:
     """Which past and which future a sequence has.
 
     past: frames before the present one whose motion is known. path_metres: points of the future path, one a metre.
-    waypoint_seconds: times ahead at which the place is asked for. speed_seconds: time ahead of the target speed.
+    waypoint_seconds: times ahead at which the place is asked for. speed_seconds: time ahead of the target speed, in
+    runs that don't tell what their driver wanted to go at, and in all runs with told_speed off.
     """
 
     past: int = 0
     path_metres: int = 20
     waypoint_seconds: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     speed_seconds: float = 1.0
+    told_speed: bool = True
 
     def __post_init__(self) -> None:
         if self.past < 0 or self.path_metres < 2 or not self.waypoint_seconds:
@@ -96,7 +98,8 @@ class Targets:
     """What came of a moment.
 
     path: float32 [M, 2], where the car was after 1, 2, ... metres of its way; path_known: bool [M]. waypoints: float32
-    [T, 2], where it was at the asked times; waypoints_known: bool [T]. speed: m/s at the asked time, NaN if unknown.
+    [T, 2], where it was at the asked times; waypoints_known: bool [T]. speed: what its driver wanted to go at, m/s, or what he
+    went at at the asked time, NaN if unknown.
     control: float32 [3], throttle, steer, brake at the present. light: a place in LIGHTS, -1 where the run tells of
     none.
     """
@@ -409,6 +412,9 @@ class CarlaSequences(Dataset[dict[str, Any]]):
 
     def _target_speed(self, row: int) -> float:
         columns, after = self.times.columns, slice(row, int(self._last[row]) + 1)
+        told = float(columns["target_speed"][row])
+        if self.config.told_speed and math.isfinite(told):
+            return told
         time = columns["time"][after] - columns["time"][row]
         return _at(self.config.speed_seconds, time, columns["speed"][after])
 

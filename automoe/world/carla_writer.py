@@ -346,6 +346,7 @@ class _Recorder:
             "acceleration": say_vector((velocity - np.array(self.before.velocity)) / run.TICK),
             "angular_velocity": {"x": 0.0, "y": 0.0, "z": say_yaw(car.yaw_rate)},
             "speed_limit_kmh": 3.6 * drive.traffic.speed_limit(),
+            "target_speed_kmh": 3.6 * drive.traffic.target_speed(),
             "traffic_light": None
             if light is None or light[1] > LIGHT_METRES
             else {"id": light[0].id, "state": light[0].state(scene.time).capitalize(), "distance": light[1]},

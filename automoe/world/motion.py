@@ -253,6 +253,20 @@ class Traffic:
         gap, speed = self._obstacle(vehicle)
         return _idm(vehicle.speed, self._allowed([vehicle])[EGO], gap, speed)
 
+    def target_speed(self) -> float:
+        """The speed, m/s, at which the `advice` here would be neither to speed up nor to slow down, however fast the
+        ego is. A junction that may be entered by now is free, from as far as it is seen."""
+        vehicle = self._vehicles[EGO]
+        lane_id, distance = self._next_junction(vehicle)
+        free = {lane_id} if lane_id and self._may_enter(vehicle, lane_id, distance, self._arrivals()) else set()
+        gap, speed = self._obstacle(replace(vehicle, granted=vehicle.granted | free))
+        allowed = self._allowed([vehicle])[EGO]
+        low, high = 0.0, allowed
+        for _ in range(20):  # to a hundred thousandth of the limit
+            middle = (low + high) / 2
+            low, high = (middle, high) if _idm(middle, allowed, gap, speed) > 0.0 else (low, middle)
+        return low
+
     def light_ahead(self) -> tuple[TrafficSignal, float] | None:
         """The light that holds the ego at the next junction, and how far before its nose the line is, metres."""
         lane_id, distance = self._next_junction(self._vehicles[EGO])
@@ -427,13 +441,7 @@ class Traffic:
 
     def _grant(self) -> None:
         """Let vehicles that come to a junction enter it, the nearest first, as far as nothing speaks against it."""
-        coming = []
-        for vehicle in self._vehicles.values():
-            lane_id, distance = self._next_junction(vehicle)
-            if lane_id is not None:
-                coming.append((distance, vehicle.id, vehicle, lane_id))
-        coming.sort(key=lambda entry: entry[:2])
-        arrivals = [(d, vehicle, lane_id) for d, _, vehicle, lane_id in coming]
+        arrivals = self._arrivals()
         held: set[str] = set()
         for distance, vehicle, lane_id in arrivals:
             entry = self.town.lanes[lane_id].predecessors[0]
@@ -451,6 +459,15 @@ class Traffic:
                 vehicle.granted.add(lane_id)
             if lane_id not in vehicle.granted:
                 held.add(entry)
+
+    def _arrivals(self) -> list[tuple[float, _Vehicle, str]]:
+        """Who comes to a junction, the nearest first: metres before its line, the vehicle, its junction lane."""
+        coming = []
+        for vehicle in self._vehicles.values():
+            lane_id, distance = self._next_junction(vehicle)
+            if lane_id is not None:
+                coming.append((distance, vehicle, lane_id))
+        return sorted(coming, key=lambda entry: (entry[0], entry[1].id))
 
     def _next_junction(self, vehicle: _Vehicle) -> tuple[str | None, float]:
         """The first junction lane ahead that the vehicle's nose has not entered, and how far its line is."""

@@ -75,6 +75,7 @@ def test_what_the_world_adds_is_read(tmp_path) -> None:
         "acceleration": {"x": 1.0, "y": 0.5, "z": 0.0},
         "angular_velocity": {"x": 0.0, "y": 0.0, "z": 90.0},
         "speed_limit_kmh": 36.0,
+        "target_speed_kmh": 18.0,
     }
     edit(folder / "vehicle_log.json", lambda log: [record(entry["frame"], **more) for entry in log])
     step = carla.read_run(folder).steps[2]
@@ -83,6 +84,7 @@ def test_what_the_world_adds_is_read(tmp_path) -> None:
     assert step.light == "red"
     assert step.ego.yaw_rate == pytest.approx(-np.pi / 2)
     assert step.speed_limit == pytest.approx(10.0)
+    assert step.target_speed == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("name", ["config.json", "vehicle_log.json"])
