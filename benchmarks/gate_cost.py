@@ -26,6 +26,7 @@ from automoe.data.sequences import ROUTE_POINTS, Observation
 from automoe.engine.manifest import origin
 from automoe.files import write_text
 from automoe.moe.cost import frame_costs
+from automoe.moe.ground import CameraSpec
 from automoe.moe.model import DrivingConfig, DrivingModel
 from automoe.moe.routers import drawn
 from automoe.moe.tokens import ExpertSpec
@@ -37,6 +38,12 @@ SOURCES = {
     "nuscenes_2d": ("nuscenes_expert", taxonomy.NUSCENES_DETECTION),
 }
 """Of each kind the config that its network comes from, and its classes."""
+
+
+CAMERA = CameraSpec(
+    (300, 400), 90.0, ((1.0, 0.0, 0.0, 1.5), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 1.6), (0.0, 0.0, 0.0, 1.0))
+)
+"""Of the moment that is looked at; the cost doesn't depend on it."""
 
 
 def specs(copies: int) -> dict[str, ExpertSpec]:
@@ -74,7 +81,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def measure(copies: int, rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds, GFLOPs and their ratios to all experts, for each number of experts that run."""
     torch.manual_seed(0)
-    model, seen = DrivingModel(DrivingConfig(specs(copies))).eval(), observed()
+    model, seen = DrivingModel(DrivingConfig(specs(copies), camera=CAMERA)).eval(), observed()
     count = len(model.names)
     numbers = sorted({1, 2, 4, count})
     costs = frame_costs(model, [seen] * rounds, {f"{k} of {count}": drawn(k, 1) for k in numbers})

@@ -11,11 +11,14 @@ from automoe import taxonomy
 from automoe.data.sequences import ObservationBatch, SequenceConfig
 from automoe.moe.context import ContextConfig
 from automoe.moe.gate import GateConfig
+from automoe.moe.ground import CameraSpec
 from automoe.moe.model import DrivingConfig, DrivingModel
 from automoe.moe.planner import PlannerConfig
 from automoe.moe.tokens import ExpertSpec, FrozenExpert
 
 SIZE = (64, 96)
+MOUNT = ((1.0, 0.0, 0.0, 1.5), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 1.6), (0.0, 0.0, 0.0, 1.0))
+CAMERA = CameraSpec((48, 80), 90.0, MOUNT)
 MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "detection": ({"dim": 16, "num_queries": 12, "decoder_layers": 1, "heads": 2}, taxonomy.BDD_DETECTION),
     "drivable": ({"dim": 16}, taxonomy.DRIVABLE),
@@ -41,6 +44,7 @@ def model(*names: str, top_k: int = 2, own: dict[str, FrozenExpert] | None = Non
         GateConfig(**{"top_k": min(top_k, max(len(names), 1)), **more}),
         PlannerConfig(dim=32, heads=2, layers=1, dropout=0.0),
         SequenceConfig(path_metres=6),
+        CAMERA,
     )
     torch.manual_seed(0)
     return DrivingModel(config, experts(*names) if own is None else own)

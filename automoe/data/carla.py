@@ -70,8 +70,8 @@ class Step:
 
     number: CARLA's tick; time: seconds from the run's first tick. command: a place in CARLA_COMMANDS, -1 where the run
     has no route; targets: float64 [K, 2], the next points of the route, in the ego's frame. light: the state of the
-    light that holds the ego, empty for none. speed_limit: m/s, NaN where unknown. target_speed: what its driver wanted to
-    go at, m/s, whatever its speed; NaN where the run doesn't tell. shift: where the car was thought to stand for the
+    light that holds the ego, empty for none. speed_limit: m/s, NaN where unknown. target_speed: what its driver wanted
+    to go at, m/s, whatever its speed; NaN where the run doesn't tell. shift: where the car was thought to stand for the
     picture of run.SHIFTED, metres and radians to the left; NaN where there is none.
     """
 

@@ -98,10 +98,9 @@ class Targets:
     """What came of a moment.
 
     path: float32 [M, 2], where the car was after 1, 2, ... metres of its way; path_known: bool [M]. waypoints: float32
-    [T, 2], where it was at the asked times; waypoints_known: bool [T]. speed: what its driver wanted to go at, m/s, or what he
-    went at at the asked time, NaN if unknown.
-    control: float32 [3], throttle, steer, brake at the present. light: a place in LIGHTS, -1 where the run tells of
-    none.
+    [T, 2], where it was at the asked times; waypoints_known: bool [T]. speed: what its driver wanted to go at, m/s, or
+    what he went at at the asked time, NaN if unknown. control: float32 [3], throttle, steer, brake at the present.
+    light: a place in LIGHTS, -1 where the run tells of none.
     """
 
     path: np.ndarray

@@ -154,9 +154,12 @@ def _difference(saved: Any, now: Any, name: str) -> tuple[str, Any, Any] | None:
             if found:
                 return found
         return None
-    if isinstance(now, tuple):
-        now = list(now)
+    saved, now = _as_lists(saved), _as_lists(now)
     return None if saved == now else (name, saved, now)
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(one) for one in value] if isinstance(value, tuple | list) else value
 
 
 def _short(value: Any) -> str:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from automoe.data.sequences import AMBIENT, ROUTE_POINTS, ObservationBatch, batch_images
 from automoe.errors import ConfigError
 from automoe.experts.backbone import Backbone
-from automoe.experts.pyramid import grid_tokens, position_encoding
+from automoe.experts.pyramid import grid_tokens
 from automoe.machine import cpu_has_bfloat16
+from automoe.moe.ground import CameraSpec, Ground
 from automoe.moe.tokens import Tokens, content_digest
 from automoe.taxonomy import CARLA_COMMANDS
 
@@ -32,9 +33,10 @@ class ContextConfig:
     size: of the stem's pictures, height and width. stride: of its only map. speed_dropout: how often, in training, the
     car's motion is hidden: a policy that sees how fast it is learns to go on like that. ambient: whether rain and
     darkness are told; ambient_dropout: how often, in training, they are not all the same, so that one model can be
-    asked with them and without. map_to_planner: whether the planner is given the stem's map, too; without it the stem
-    is for the gate alone, and what is seen is seen by experts. blind: whether there is no stem: the car's state and the
-    route are all that is known.
+    asked with them and without. motion_to_planner: whether the planner is told of the car's motion; without it, it must
+    see how fast to go, and the gate alone knows how fast it is; who is blind is always told. map_to_planner: whether
+    the planner is given the stem's map, too; without it the stem is for the gate alone, and what is seen is seen by
+    experts. blind: whether there is no stem: the car's state and the route are all that is known.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -45,6 +47,7 @@ class ContextConfig:
     speed_dropout: float = 0.3
     ambient: bool = True
     ambient_dropout: float = 0.3
+    motion_to_planner: bool = False
     map_to_planner: bool = True
     blind: bool = False
 
@@ -59,9 +62,10 @@ class ContextConfig:
 
 
 class Context(NamedTuple):
-    """vector [B, D]: everything in one, for the gate; state [B, D]: what the car knows without looking; tokens
-    [B, S, D]: the stem's map, where the planner is given that, and, last, the state; speed [B]: m/s as far as it was
-    told, 0 where it was not; route [B, ROUTE_POINTS, 2]: metres, NaN where there is none.
+    """vector [B, D]: everything in one, for the gate; state [B, D]: what the planner is told without looking; tokens
+    [B, S, D]: the stem's map, where the planner is given that, and, last, the state; places [B, S, 2]: where on the
+    ground they speak of, metres, NaN for the state; speed [B]: m/s, NaN where the planner isn't told; route
+    [B, ROUTE_POINTS, 2]: metres, NaN where there is none.
 
     A planner is given state and tokens. The vector holds a summary of the whole picture, by which places are easily
     recognised: who plans by it learns the training towns by heart.
@@ -70,17 +74,21 @@ class Context(NamedTuple):
     vector: Tensor
     state: Tensor
     tokens: Tensor
+    places: Tensor
     speed: Tensor
     route: Tensor
 
 
 class ContextEncoder(nn.Module):
-    """Observations to a `Context` of width `dim`; past: earlier moments whose motion is known."""
+    """Observations to a `Context` of width `dim`; past: earlier moments whose motion is known; camera: whose pictures
+    they are, where the planner is given the stem's map."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ContextConfig, dim: int, past: int, *, pretrained: bool = False) -> None:
+    def __init__(
+        self, config: ContextConfig, dim: int, past: int, camera: CameraSpec | None = None, *, pretrained: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         if not config.blind:
@@ -95,8 +103,10 @@ class ContextEncoder(nn.Module):
                 self.stem.in_bfloat16 = cpu_has_bfloat16()
             channels = self.stem.channels[0]
             if config.map_to_planner:
+                if camera is None:
+                    raise ConfigError("context.map_to_planner needs the camera: where what is seen stands.")
                 self.project = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim), nn.LayerNorm(dim))
-                self.position = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
+                self.ground = Ground(camera, config.size)
             self.glance = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim))
         self.command = nn.Embedding(len(CARLA_COMMANDS) + 1, dim)  # the last one: nobody said
         told = 4 * (past + 1) + 3 * ROUTE_POINTS + 2 * len(AMBIENT)
@@ -117,19 +127,26 @@ class ContextEncoder(nn.Module):
 
     def forward(self, observation: ObservationBatch, seen: Tokens | None = None) -> Context:
         """seen: what the stem sees of the observation's pictures, where that is known; it looks if not given."""
+        config = self.config
+        motion = self._told(observation.motion, config.speed_dropout)
+        state = self._state(observation, motion)
+        vector = state
+        if not config.blind:
+            seen = self.look(observation.image) if seen is None else seen
+            vector = vector + self.glance(seen.features.mean(dim=1))
+            if not config.motion_to_planner:
+                motion = torch.full_like(motion, float("nan"))
+                state = self._state(observation, motion)
+        tokens, places = state[:, None], torch.full_like(state[:, None, :2], float("nan"))
+        if seen is not None and not config.blind and config.map_to_planner:
+            tokens = torch.cat([self.project(seen.features), tokens], dim=1)
+            places = torch.cat([self.ground(seen.positions).expand(len(state), -1, -1), places], dim=1)
+        return Context(self.join(vector), state, tokens, places, motion[:, -1, 0], observation.route)
+
+    def _state(self, observation: ObservationBatch, motion: Tensor) -> Tensor:
+        """What the car knows without looking, given so much of its motion: [B, D]."""
         command = observation.command.clamp(min=-1) % self.command.num_embeddings
-        motion = self._told(observation.motion, self.config.speed_dropout)
-        speed = motion[:, -1, 0].nan_to_num(0.0)
-        state = self.settle(self.state(self._numbers(motion, observation)) + self.command(command))
-        if self.config.blind:
-            return Context(self.join(state), state, state[:, None], speed, observation.route)
-        seen = self.look(observation.image) if seen is None else seen
-        vector = self.join(state + self.glance(seen.features.mean(dim=1)))
-        tokens = state[:, None]
-        if self.config.map_to_planner:
-            spots = self.position(position_encoding(seen.positions, state.shape[1]))
-            tokens = torch.cat([self.project(seen.features) + spots, tokens], dim=1)
-        return Context(vector, state, tokens, speed, observation.route)
+        return self.settle(self.state(self._numbers(motion, observation)) + self.command(command))
 
     def _told(self, values: Tensor, dropout: float) -> Tensor:
         """Values [B, ...], in training hidden from that share of the samples."""

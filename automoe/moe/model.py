@@ -18,6 +18,7 @@ from automoe.errors import ConfigError
 from automoe.experts.pyramid import position_encoding
 from automoe.moe.context import Context, ContextConfig, ContextEncoder
 from automoe.moe.gate import Gate, GateConfig, Routing
+from automoe.moe.ground import PLACE_FEATURES, CameraSpec, Ground, place_features
 from automoe.moe.planner import Plan, Planner, PlannerConfig
 from automoe.moe.routers import Router
 from automoe.moe.tokens import ExpertSpec, FrozenExpert, LiveTokens, TokenSource
@@ -25,13 +26,15 @@ from automoe.moe.tokens import ExpertSpec, FrozenExpert, LiveTokens, TokenSource
 
 @dataclass(frozen=True)
 class DrivingConfig:
-    """Everything that decides the model's shape; experts by name, none for a policy without them."""
+    """Everything that decides the model's shape; experts by name, none for a policy without them. camera: whose
+    pictures it looks at; only who looks at none does without."""
 
     experts: dict[str, ExpertSpec] = field(default_factory=dict)
     context: ContextConfig = field(default_factory=ContextConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
+    camera: CameraSpec | None = None
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any], where: str = "model") -> DrivingConfig:
@@ -43,22 +46,29 @@ class DrivingConfig:
         return asdict(self)
 
 
+SPOT_FEATURES = 28
+"""In which a place in the picture is told."""
+
+
 class Adapter(nn.Module):
-    """An expert's tokens in the planner's width, with where they speak of and who speaks: three parts of one scale,
-    that of the context's tokens. Quiet tokens are not listened to, and what is not listened to doesn't learn."""
+    """An expert's tokens in the planner's width, each seen together with its place, and who speaks: two parts of one
+    scale, that of the context's tokens. Quiet tokens are not listened to, and what is not listened to doesn't learn."""
 
-    def __init__(self, features: int, dim: int) -> None:
+    def __init__(self, features: int, dim: int, ground: Ground) -> None:
         super().__init__()
+        self.ground = ground
+        self.norm = nn.LayerNorm(features)
         self.features = nn.Sequential(
-            nn.LayerNorm(features), nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim), nn.LayerNorm(dim)
+            nn.Linear(features + SPOT_FEATURES + PLACE_FEATURES, dim), nn.SiLU(), nn.Linear(dim, dim), nn.LayerNorm(dim)
         )
-        self.position = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
         self.speaker = nn.Parameter(torch.randn(dim))
-        self.dim = dim
 
-    def forward(self, features: Tensor, positions: Tensor) -> Tensor:
-        """features [B, T, F] and positions [B, T, 2] to [B, T, D]."""
-        return self.features(features) + self.position(position_encoding(positions, self.dim)) + self.speaker
+    def forward(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """features [B, T, F] and positions [B, T, 2] in the picture to tokens [B, T, D] and places [B, T, 2], metres on
+        the ground."""
+        places = self.ground(positions)
+        told = [self.norm(features), position_encoding(positions, SPOT_FEATURES), place_features(places)]
+        return self.features(torch.cat(told, dim=-1)) + self.speaker, places
 
 
 class DrivingModel(nn.Module):
@@ -78,10 +88,18 @@ class DrivingModel(nn.Module):
         self.names = tuple(config.experts)
         self.experts = nn.ModuleDict(built)
         dim = config.planner.dim
-        self.context = ContextEncoder(config.context, dim, config.sequence.past, pretrained=pretrained)
-        self.adapters = nn.ModuleDict({name: Adapter(expert.dim(), dim) for name, expert in built.items()})
+        self.context = ContextEncoder(
+            config.context, dim, config.sequence.past, config.camera, pretrained=pretrained
+        )  # fmt: skip
+        self.adapters = nn.ModuleDict({name: self._adapter(expert, dim) for name, expert in built.items()})
         self.gate = Gate(config.gate, dim, len(self.names)) if self.names else None
         self.planner = Planner(config.planner, config.sequence)
+
+    def _adapter(self, expert: FrozenExpert, dim: int) -> Adapter:
+        camera = self.config.camera
+        if camera is None:
+            raise ConfigError("a model with experts needs the camera: where what they see stands.")
+        return Adapter(expert.dim(), dim, Ground(camera, expert.spec.size, expert.transform.matrix(*camera.size)))
 
     def forward(
         self, observation: ObservationBatch, source: TokenSource | None = None, router: Router | None = None
@@ -95,18 +113,20 @@ class DrivingModel(nn.Module):
     ) -> tuple[Plan, Routing | None]:
         """What follows from a context, whatever else is made of it; arguments as of `forward`."""
         if self.gate is None:
-            return self.planner(context, context.tokens), None
+            return self.planner(context, context.tokens, context.places), None
         routing = self.gate(context.vector) if router is None else router(self.gate, context.vector)
-        tokens, absent = self.hear(context.tokens, pictures, routing, source or LiveTokens(self.experts))
-        return self.planner(context, tokens, absent), routing
+        tokens, places, absent = self.hear(context, pictures, routing, source or LiveTokens(self.experts))
+        return self.planner(context, tokens, places, absent), routing
 
     def hear(
-        self, own: Tensor, pictures: list[Any], routing: Routing, source: TokenSource
-    ) -> tuple[Tensor, Tensor | None]:
-        """A context's own tokens [B, S, D] and, after them, those of the experts that were chosen, as loud as their
-        weights: [B, S', D], and which of them are padding, since their expert was chosen for other moments alone: bool
-        [B, S'], None where nothing is."""
-        heard, here = [own], [torch.ones(own.shape[:2], dtype=torch.bool, device=own.device)]
+        self, context: Context, pictures: list[Any], routing: Routing, source: TokenSource
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A context's own tokens and, after them, those of the experts that were chosen, as loud as their weights:
+        [B, S, D], their places [B, S, 2], and which of them are padding, since their expert was chosen for other
+        moments alone: bool [B, S], None where nothing is."""
+        own = context.tokens
+        heard, spoken_of = [own], [context.places]
+        here = [torch.ones(own.shape[:2], dtype=torch.bool, device=own.device)]
         for place, name in enumerate(self.names):
             chosen = routing.chosen[:, place]
             (rows,) = chosen.nonzero(as_tuple=True)
@@ -115,8 +135,11 @@ class DrivingModel(nn.Module):
             tokens = source(name, [pictures[row] for row in rows.tolist()])
             # A weight is the share among those that were chosen: 1 on average.
             loudness = routing.weights[rows, place] * routing.chosen[rows].sum(dim=1)
-            adapted = self.adapters[name](tokens.features, tokens.positions) * loudness[:, None, None]
-            heard.append(adapted.new_zeros(len(own), *adapted.shape[1:]).index_copy(0, rows, adapted))
+            adapted, places = self.adapters[name](tokens.features, tokens.positions)
+            adapted = adapted * loudness[:, None, None]
+            for kept, found in ((heard, adapted), (spoken_of, places)):
+                kept.append(found.new_zeros(len(own), *found.shape[1:]).index_copy(0, rows, found))
             here.append(chosen[:, None].expand(-1, adapted.shape[1]))
         present = torch.cat(here, dim=1)
-        return torch.cat(heard, dim=1), None if bool(present.all()) else ~present
+        absent = None if bool(present.all()) else ~present
+        return torch.cat(heard, dim=1), torch.cat(spoken_of, dim=1), absent

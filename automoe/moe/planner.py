@@ -1,8 +1,10 @@
 """The planner: queries that listen to tokens and say where to drive and how fast.
 
 A path is where, whatever the speed; the target speed is a distribution over classes, since "go" and "stop" have no
-sensible mean (as in TransFuser++). Waypoints in time say both once more: an auxiliary task, and a check. What is learnt
-of path and waypoints is how they differ from the curve that the sparse route suggests at the present speed.
+sensible mean (as in TransFuser++). The path comes first: its queries look for what is where the sparse route suggests
+to drive. How fast depends on what stands on that path, so the others look along it. Waypoints in time say both once
+more: an auxiliary task, and a check. What is learnt of path and waypoints is how they differ from the curve that the
+route suggests, at the present speed where that is told.
 """
 
 from __future__ import annotations
@@ -18,9 +20,13 @@ from torch import Tensor, nn
 from automoe.data.sequences import LIGHTS, SequenceConfig, TargetsBatch
 from automoe.errors import ConfigError
 from automoe.moe.context import Context
+from automoe.moe.ground import PLACE_FEATURES, beside_path, place_features
 
-PLACE_SCALE = 10.0
-"""Metres that become 1 where the planner is told of the suggested way."""
+USUAL_SPEED = 5.0
+"""m/s at which waypoints begin where the planner isn't told how fast it is."""
+
+BEYOND = 4.0, 40.0
+"""Metres from point to point, and in all, by which a path goes on as the route does, to look along."""
 
 FARTHEST = 60.0
 """Metres that a suggested way goes straight on where nothing more is told."""
@@ -34,8 +40,8 @@ PIECES = 16
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """dim: of all tokens. speeds: the classes of the target speed, m/s. The weights are of the losses; those of path
-    and waypoints are a metre's."""
+    """dim: of all tokens. layers: of each of both decoders. speeds: the classes of the target speed, m/s. The weights
+    are of the losses; those of path and waypoints are a metre's."""
 
     dim: int = 128
     layers: int = 2
@@ -71,17 +77,16 @@ class Planner(nn.Module):
     speeds: Tensor
     times: Tensor
     metres: Tensor
+    farther: Tensor
 
     def __init__(self, config: PlannerConfig, sequence: SequenceConfig) -> None:
         super().__init__()
         self.config, self.sequence = config, sequence
         dim, points, times = config.dim, sequence.path_metres, len(sequence.waypoint_seconds)
-        self.queries = nn.Parameter(torch.randn(points + times + 2, dim))
-        layer = nn.TransformerDecoderLayer(
-            dim, config.heads, 4 * dim, config.dropout, activation=F.silu, batch_first=True, norm_first=True
-        )
-        self.decoder = nn.TransformerDecoder(layer, config.layers, nn.LayerNorm(dim))
-        self.place = nn.Linear(2, dim)
+        self.points = nn.Parameter(torch.randn(points, dim))
+        self.queries = nn.Parameter(torch.randn(times + 2, dim))
+        self.decode_path, self.decode_speed = _decoder(config), _decoder(config)
+        self.place, self.beside = _place_encoder(dim), _place_encoder(dim)
         self.step = _silent(nn.Linear(dim, 2))
         self.hop = _silent(nn.Linear(dim, 2))
         self.pace = nn.Linear(dim, len(config.speeds))
@@ -89,24 +94,53 @@ class Planner(nn.Module):
         self.register_buffer("speeds", torch.tensor(config.speeds), persistent=False)
         self.register_buffer("times", torch.tensor(sequence.waypoint_seconds), persistent=False)
         self.register_buffer("metres", torch.arange(1.0, points + 1.0), persistent=False)
+        step, most = BEYOND
+        self.register_buffer("farther", points + torch.arange(step, most + step, step), persistent=False)
 
-    def forward(self, context: Context, tokens: Tensor, absent: Tensor | None = None) -> Plan:
-        """absent: bool [B, S], tokens that are padding."""
-        points = self.sequence.path_metres
-        reached = context.speed[:, None] * self.times
-        curve = route_curve(context.route, torch.cat([self.metres.expand(len(reached), -1), reached], dim=1))
-        queries = self.queries + context.state[:, None]
-        queries = torch.cat([queries[:, :-2] + self.place(curve / PLACE_SCALE), queries[:, -2:]], dim=1)
-        states = self.decoder(queries, tokens, memory_key_padding_mask=absent).float()
-        path, hops, (pace, light) = states[:, :points], states[:, points:-2], states[:, -2:].unbind(1)
+    def forward(self, context: Context, tokens: Tensor, places: Tensor, absent: Tensor | None = None) -> Plan:
+        """places: [B, S, 2], where on the ground tokens speak of, metres in the ego's frame, NaN for those of no place.
+        absent: bool [B, S], tokens that are padding."""
+        reached = context.speed.nan_to_num(USUAL_SPEED)[:, None] * self.times
+        metres = torch.cat([self.metres, self.farther]).expand(len(reached), -1)
+        curve = route_curve(context.route, torch.cat([metres, reached], dim=1))
+        ahead, beyond, hopped = curve.split([len(self.metres), len(self.farther), len(self.times)], dim=1)
+
+        tokens = tokens + self._where(self.place, places)
+        points = self.points + context.state[:, None] + self._where(self.place, ahead)
+        points = self.decode_path(points, tokens, memory_key_padding_mask=absent)
+        path = ahead + self.step(points.float()).cumsum(dim=1)
+
+        last = path[:, -1:].detach()
+        way = torch.cat([path.detach(), last + beyond - ahead[:, -1:]], dim=1)
+        tokens = torch.cat([tokens + self._where(self.beside, beside_path(way, places)), points], dim=1)
+        if absent is not None:
+            absent = torch.cat([absent, absent.new_zeros(points.shape[:2])], dim=1)
+        states = self.decode_speed(self.queries + context.state[:, None], tokens, memory_key_padding_mask=absent)
+        hops, (pace, light) = states[:, :-2].float(), states[:, -2:].float().unbind(1)
         logits = self.pace(pace)
         return Plan(
-            curve[:, :points] + self.step(path).cumsum(dim=1),
-            curve[:, points:] + self.hop(hops).cumsum(dim=1),
+            path,
+            hopped + self.hop(hops).cumsum(dim=1),
             logits,
             (logits.softmax(dim=-1) * self.speeds).sum(dim=-1),
             self.light(light),
         )
+
+    def _where(self, encoder: nn.Module, places: Tensor) -> Tensor:
+        """What a token or a query of these places is told of them: nothing where a place is NaN."""
+        return encoder(place_features(places)).masked_fill(places.isnan().any(dim=-1, keepdim=True), 0.0)
+
+
+def _decoder(config: PlannerConfig) -> nn.TransformerDecoder:
+    dim = config.dim
+    layer = nn.TransformerDecoderLayer(
+        dim, config.heads, 4 * dim, config.dropout, activation=F.silu, batch_first=True, norm_first=True
+    )
+    return nn.TransformerDecoder(layer, config.layers, nn.LayerNorm(dim))
+
+
+def _place_encoder(dim: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(PLACE_FEATURES, dim), nn.LayerNorm(dim))
 
 
 def route_curve(route: Tensor, metres: Tensor) -> Tensor:

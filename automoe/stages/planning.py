@@ -29,6 +29,7 @@ from automoe.errors import ConfigError
 from automoe.moe.cache import Remembered, TokenCache
 from automoe.moe.context import Context, ContextConfig
 from automoe.moe.gate import GateConfig, balance_loss, random_choice, utility_loss
+from automoe.moe.ground import CameraSpec
 from automoe.moe.model import DrivingConfig, DrivingModel
 from automoe.moe.planner import PlannerConfig, mean_losses, planning_losses
 from automoe.moe.routers import given
@@ -251,7 +252,9 @@ def train_planning(
     train_info, val_info = prepare_splits(root, TASK, flags.prepared_dir, dist)
     torch.manual_seed(seed)
     specs = {name: expert.spec for name, expert in job.experts.items()}
-    shape = DrivingConfig(specs, config.context, config.gate, config.planner, config.sequence)
+    looks = bool(specs) or not config.context.blind
+    camera = CameraSpec.of_rig(train_info.rig) if looks else None
+    shape = DrivingConfig(specs, config.context, config.gate, config.planner, config.sequence, camera)
     model = DrivingModel(shape, job.experts, pretrained=flags.pretrained and job.start is None)
     if job.start is not None:
         model.load_state_dict(dict(job.start))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from driving_models import experts, model, observation, specs
+from driving_models import CAMERA, experts, model, observation, specs
 
 from automoe.engine import checkpoint
 from automoe.errors import CheckpointError, ConfigError
@@ -78,6 +78,31 @@ def test_without_the_map_only_experts_see() -> None:
     heard = given(torch.tensor([[True, False, False, False]] * 2))
     pictures = seen._replace(pictures=[255 - picture for picture in seen.pictures])
     assert not torch.allclose(driver(seen, None, heard)[0].path, driver(pictures, None, heard)[0].path)
+
+
+def test_the_gate_knows_how_fast_it_is_and_the_planner_does_not() -> None:
+    """A planner that sees how fast it is learns to go on like that."""
+    driver, seen = model(*ALL).eval(), observation(2)
+    nobody = given(torch.zeros(2, 4, dtype=torch.bool))
+    faster = seen._replace(motion=seen.motion + 3.0)
+    plan, routing = driver(seen, None, nobody)
+    other, changed = driver(faster, None, nobody)
+    assert torch.equal(plan.speed_logits, other.speed_logits)
+    assert torch.equal(plan.waypoints, other.waypoints)
+    assert not torch.equal(routing.logits, changed.logits)
+    shape = driver.config
+    told = DrivingModel(
+        replace(shape, context=replace(shape.context, motion_to_planner=True)), experts(*ALL)
+    ).eval()  # fmt: skip
+    assert not torch.equal(told(seen, None, nobody)[0].speed_logits, told(faster, None, nobody)[0].speed_logits)
+
+
+def test_who_looks_at_pictures_needs_the_camera() -> None:
+    shape = model("drivable").config
+    with pytest.raises(ConfigError, match="experts needs the camera"):
+        DrivingModel(replace(shape, camera=None, context=replace(shape.context, map_to_planner=False)))
+    with pytest.raises(ConfigError, match="needs the camera"):
+        DrivingModel(replace(model().config, camera=None))
 
 
 def test_frozen_experts_stay_bit_identical_in_eval_mode_and_without_gradients() -> None:
@@ -160,7 +185,7 @@ def test_a_policy_without_experts_has_no_gate() -> None:
 
 def test_experts_and_config_must_agree() -> None:
     with pytest.raises(ConfigError, match="where the config names"):
-        DrivingModel(DrivingConfig(specs("detection")), experts("drivable"))
+        DrivingModel(DrivingConfig(specs("detection"), camera=CAMERA), experts("drivable"))
     with pytest.raises(ConfigError, match="did you mean 'top_k'"):
         DrivingConfig.from_plain({"gate": {"topk": 2}})
 

@@ -8,7 +8,7 @@ import torch
 from automoe.data.sequences import SequenceConfig, TargetsBatch
 from automoe.errors import ConfigError
 from automoe.moe.context import Context
-from automoe.moe.planner import Plan, Planner, PlannerConfig, planning_losses, route_curve, two_hot
+from automoe.moe.planner import USUAL_SPEED, Plan, Planner, PlannerConfig, planning_losses, route_curve, two_hot
 
 SEQUENCE = SequenceConfig(path_metres=5, waypoint_seconds=(1.0, 2.0))
 
@@ -31,7 +31,15 @@ def targets(count: int, **more: torch.Tensor) -> TargetsBatch:
 def known(count: int, speed: float = 0.0) -> Context:
     state = torch.randn(count, 32)
     route = torch.tensor([[50.0, 0.0], [100.0, 0.0]]).expand(count, -1, -1)
-    return Context(torch.randn(count, 32), state, state[:, None], torch.full((count,), speed), route)
+    nowhere = torch.full((count, 1, 2), float("nan"))
+    return Context(torch.randn(count, 32), state, state[:, None], nowhere, torch.full((count,), speed), route)
+
+
+def spots(count: int, tokens: int) -> torch.Tensor:
+    """Places of tokens, one of which has none."""
+    places = torch.rand(count, tokens, 2, generator=torch.Generator().manual_seed(0)) * 20
+    places[:, 0] = float("nan")
+    return places
 
 
 def test_a_speed_is_shared_by_the_two_classes_that_it_lies_between() -> None:
@@ -52,24 +60,24 @@ def outspoken() -> Planner:
 
 def test_absent_tokens_change_nothing() -> None:
     planner = outspoken()
-    context, tokens = known(2), torch.randn(2, 6, 32)
+    context, tokens, places = known(2), torch.randn(2, 6, 32), spots(2, 6)
     absent = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
-    plan = planner(context, tokens, absent)
+    plan = planner(context, tokens, places, absent)
     assert plan.path.shape == (2, 5, 2)
     assert plan.waypoints.shape == (2, 2, 2)
     changed = tokens.clone()
     changed[1, 4:] += 100.0
-    again = planner(context, changed, absent)
+    again = planner(context, changed, places, absent)
     torch.testing.assert_close(again.path, plan.path)
     torch.testing.assert_close(again.speed, plan.speed)
     changed[1, 3] += 1.0
-    assert not torch.allclose(planner(context, changed, absent).path[1], plan.path[1])
+    assert not torch.allclose(planner(context, changed, places, absent).path[1], plan.path[1])
 
 
 def test_a_plan_begins_with_the_route_at_the_speed_that_the_car_has() -> None:
     """Before anything is learnt."""
     planner = Planner(PlannerConfig(dim=32, heads=2), SEQUENCE).eval()
-    plan = planner(known(1, 6.0), torch.randn(1, 6, 32))
+    plan = planner(known(1, 6.0), torch.randn(1, 6, 32), spots(1, 6))
     torch.testing.assert_close(plan.waypoints, torch.tensor([[[6.0, 0.0], [12.0, 0.0]]]), atol=1e-4, rtol=0)
     torch.testing.assert_close(plan.path[0, :, 0], torch.arange(1.0, 6.0), atol=1e-4, rtol=0)
 
@@ -109,15 +117,36 @@ def test_a_route_that_tells_little_suggests_a_way_all_the_same(route: list[list[
 
 def test_a_planner_is_given_no_summary_of_the_picture() -> None:
     planner = outspoken()
-    context, tokens = known(1), torch.randn(1, 6, 32)
-    plan = planner(context, tokens)
-    torch.testing.assert_close(planner(context._replace(vector=context.vector + 1.0), tokens).path, plan.path)
-    assert not torch.allclose(planner(context._replace(state=torch.randn(1, 32)), tokens).path, plan.path)
+    context, tokens, places = known(1), torch.randn(1, 6, 32), spots(1, 6)
+    plan = planner(context, tokens, places)
+    other = planner(context._replace(vector=context.vector + 1.0), tokens, places)
+    torch.testing.assert_close(other.path, plan.path)
+    assert not torch.allclose(planner(context._replace(state=torch.randn(1, 32)), tokens, places).path, plan.path)
+
+
+def test_a_planner_hears_where_tokens_speak_of() -> None:
+    """The path by their place on the ground; how fast by their place beside that path, too."""
+    planner = outspoken()
+    context, tokens, places = known(1), torch.randn(1, 6, 32), spots(1, 6)
+    plan = planner(context, tokens, places)
+    moved = planner(context, tokens, places + 3.0)
+    assert not torch.allclose(moved.path, plan.path)
+    assert not torch.allclose(moved.speed, plan.speed)
+    torch.nn.init.zeros_(planner.place[0].weight)  # deaf to places, but for those beside the path
+    torch.testing.assert_close(planner(context, tokens, places + 3.0).path, planner(context, tokens, places).path)
+    assert not torch.allclose(planner(context, tokens, places + 3.0).speed, planner(context, tokens, places).speed)
+
+
+def test_who_is_not_told_its_speed_begins_at_a_usual_one() -> None:
+    planner = Planner(PlannerConfig(dim=32, heads=2), SEQUENCE).eval()
+    plan = planner(known(1, float("nan")), torch.randn(1, 6, 32), spots(1, 6))
+    expected = torch.tensor([[[USUAL_SPEED, 0.0], [2 * USUAL_SPEED, 0.0]]])
+    torch.testing.assert_close(plan.waypoints, expected, atol=1e-4, rtol=0)
 
 
 def test_what_is_not_known_teaches_nothing() -> None:
     planner = Planner(PlannerConfig(dim=32, heads=2), SEQUENCE)
-    plan = planner(known(2), torch.randn(2, 3, 32))
+    plan = planner(known(2), torch.randn(2, 3, 32), spots(2, 3))
     whole = planning_losses(plan, targets(2), planner)
     unknown = targets(
         2,
@@ -152,15 +181,15 @@ def test_every_loss_falls_towards_its_target() -> None:
 def test_a_few_steps_of_training_learn_a_plan() -> None:
     torch.manual_seed(0)
     planner = Planner(PlannerConfig(dim=32, heads=2, dropout=0.0), SEQUENCE)
-    context, tokens = known(4), torch.randn(4, 6, 32)
+    context, tokens, places = known(4), torch.randn(4, 6, 32), spots(4, 6)
     wanted = targets(4, path=torch.randn(4, 5, 2).cumsum(1), speed=torch.tensor([0.0, 1.0, 5.0, 9.0]))
     optimizer = torch.optim.AdamW(planner.parameters(), 3e-3)
     for _ in range(400):
-        loss = planning_losses(planner(context, tokens), wanted, planner)["loss"].mean()
+        loss = planning_losses(planner(context, tokens, places), wanted, planner)["loss"].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    plan = planner(context, tokens)
+    plan = planner(context, tokens, places)
     assert (plan.path - wanted.path).abs().mean() < 0.3
     assert (plan.speed - wanted.speed).abs().max() < 0.5
 
