@@ -119,12 +119,15 @@ def bend(number: int, **more: Any) -> dict[str, Any]:
     )
 
 
-def write_bend(root: Path, index: int, frames: int = 30, shift: tuple[float, float] | None = None) -> Path:
+def write_bend(
+    root: Path, index: int, frames: int = 30, shift: tuple[float, float] | None = None, wanted: float | None = None
+) -> Path:
     writer = RunWriter(root / run_name(index))
     for number in range(0, BEND_STRIDE * frames, BEND_STRIDE):
         picture, _ = scene(number)
         images = {"front": picture} if shift is None else {"front": picture, SHIFTED: picture[::-1]}
-        more = {} if shift is None else {"camera_shift": {"y": shift[0], "yaw": shift[1]}}
+        more: dict[str, Any] = {} if shift is None else {"camera_shift": {"y": shift[0], "yaw": shift[1]}}
+        more |= {} if wanted is None else {"target_speed_kmh": 3.6 * wanted}
         writer.frame(Frame(number, bend(number, **more), images))
     weather = {"precipitation": 30.0, "sun_altitude_angle": -10.0}
     writer.finish({"map": f"Town0{index}", "weather": weather, "save_every_n": BEND_STRIDE})

@@ -51,6 +51,19 @@ def info(bends: Path, tmp_path_factory) -> PreparedInfo:
     return open_train(bends, tmp_path_factory.mktemp("prepared") / "train", val_towns=["Town02"])
 
 
+def test_what_a_driver_wanted_is_the_target_speed_where_a_run_tells(tmp_path: Path) -> None:
+    write_bend(tmp_path, 1, wanted=2.5)
+    write_bend(tmp_path, 2)
+    write_bend(tmp_path, 3)
+    options = {"cameras": ["front"], "val_towns": ["Town03"]}
+    info = prepare(tmp_path, "frames", "train", tmp_path / "out", options=options)
+    data = CarlaSequences(info.path, SequenceConfig())
+    speeds = {data.times.words["town"][row]: data.targets(int(row)).speed for row in data.rows}
+    assert speeds == {"Town01": pytest.approx(2.5), "Town02": pytest.approx(BEND_SPEED)}
+    deaf = CarlaSequences(info.path, SequenceConfig(told_speed=False))
+    assert deaf.targets(int(deaf.rows[0])).speed == pytest.approx(BEND_SPEED)
+
+
 def test_a_bend_to_the_left_is_a_path_to_the_left(info: PreparedInfo) -> None:
     data = CarlaSequences(info.path, SequenceConfig(past=2, path_metres=10))
     item = data[3]

@@ -41,6 +41,7 @@ def test_the_reader_reads_what_the_world_writes(exported: Path) -> None:
         assert run.version == ("0.9.14", None)
         assert [step.number for step in run.steps] == list(range(0, round(SECONDS / 0.05), 5))
         assert all(step.command >= 0 and len(step.targets) == 2 for step in run.steps)
+        assert all(0.0 <= step.target_speed <= step.speed_limit * 1.1 for step in run.steps)
         assert run.town.startswith(f"carla-{run.split}")
         assert (exported / "maps" / f"{run.town}.xodr").is_file()
 

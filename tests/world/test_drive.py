@@ -92,6 +92,44 @@ def test_the_same_drive_twice(small_stage, obstacles) -> None:
     assert ends[0] == ends[1]
 
 
+def test_the_target_speed_is_where_the_advice_is_neutral(small_stage, obstacles) -> None:
+    """Whatever the speed that the car has there. Where a junction is free that it isn't granted yet, it is above."""
+    neutral = asked = 0
+    for seed in range(4):
+        route = draw_route(small_stage.town, np.random.default_rng(seed), 200.0)
+        drive, pilot = Drive(small_stage, route, seed, obstacles=obstacles), Autopilot()
+        for step in range(500):
+            drive.step(pilot.control(drive))
+            if step % 10:
+                continue
+            traffic, ego = drive.traffic, drive.scene.ego
+            traffic.place_ego(ego)
+            wanted = traffic.target_speed()
+            for speed in (0.0, 10.0, wanted):
+                traffic.place_ego(replace(ego, speed=speed))
+                assert traffic.target_speed() == pytest.approx(wanted, abs=0.05) or traffic.light_ahead()
+            advice = traffic.advice()
+            assert advice < 0.1
+            neutral += advice > -0.1
+            asked += 1
+            traffic.place_ego(ego)
+    assert neutral > 0.5 * asked > 50
+
+
+def test_who_goes_at_the_target_speed_arrives(small_stage, obstacles) -> None:
+    route = draw_route(small_stage.town, np.random.default_rng(3), 150.0)
+    drive, pilot, wanted = Drive(small_stage, route, 3, obstacles=obstacles), Autopilot(), []
+    for _ in range(round(150 / STEP)):
+        wanted.append(drive.traffic.target_speed())
+        drive.step(pilot.follow(drive, 1.3 * (wanted[-1] - drive.car.speed)))
+        assert not drive.contacts
+        if drive.station > route.length - 2.0:
+            break
+    assert drive.station > route.length - 2.0
+    assert min(wanted) < 0.5
+    assert max(wanted) > 7.0
+
+
 def test_lapses_are_made_up_for(small_stage, obstacles) -> None:
     """He stands where nothing holds him and sets off again, goes on where he should brake and brakes in time; and he
     steers as ever."""
