@@ -31,12 +31,12 @@ class ContextConfig:
     """The stem and what is done to the car's state.
 
     size: of the stem's pictures, height and width. stride: of its only map. speed_dropout: how often, in training, the
-    car's motion is hidden: a policy that sees how fast it is learns to go on like that. ambient: whether rain and
-    darkness are told; ambient_dropout: how often, in training, they are not all the same, so that one model can be
-    asked with them and without. motion_to_planner: whether the planner is told of the car's motion; without it, it must
-    see how fast to go, and the gate alone knows how fast it is; who is blind is always told. map_to_planner: whether
-    the planner is given the stem's map, too; without it the stem is for the gate alone, and what is seen is seen by
-    experts. blind: whether there is no stem: the car's state and the route are all that is known.
+    car's motion is hidden. ambient: whether rain and darkness are told; ambient_dropout: how often, in training, they
+    are not all the same, so that one model can be asked with them and without. motion_to_planner: whether path and
+    target speed are told the car's motion: who sees how fast it is learns to go on like that; gate and waypoints always
+    are, and who is blind is. map_to_planner: whether the planner is given the stem's map, too; without it the stem is
+    for the gate alone, and what is seen is seen by experts. blind: whether there is no stem: the car's state and the
+    route are all that is known.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -62,16 +62,18 @@ class ContextConfig:
 
 
 class Context(NamedTuple):
-    """vector [B, D]: everything in one, for the gate; state [B, D]: what the planner is told without looking; tokens
-    [B, S, D]: the stem's map, where the planner is given that, and, last, the state; places [B, S, 2]: where on the
-    ground they speak of, metres, NaN for the state; speed [B]: m/s, NaN where the planner isn't told; route
-    [B, ROUTE_POINTS, 2]: metres, NaN where there is none.
+    """vector [B, D]: everything in one, for the gate; moving, state [B, D]: what the car knows without looking, with
+    its motion, for waypoints, and as path and target speed are told, with it or without; tokens [B, S, D]: the stem's
+    map, where the planner is given that, and, last, the state; places [B, S, 2]: where on the ground they speak of,
+    metres, NaN for the state; speed [B]: m/s, NaN where it is not known; route [B, ROUTE_POINTS, 2]: metres, NaN where
+    there is none.
 
-    A planner is given state and tokens. The vector holds a summary of the whole picture, by which places are easily
+    A planner is given states and tokens. The vector holds a summary of the whole picture, by which places are easily
     recognised: who plans by it learns the training towns by heart.
     """
 
     vector: Tensor
+    moving: Tensor
     state: Tensor
     tokens: Tensor
     places: Tensor
@@ -129,19 +131,17 @@ class ContextEncoder(nn.Module):
         """seen: what the stem sees of the observation's pictures, where that is known; it looks if not given."""
         config = self.config
         motion = self._told(observation.motion, config.speed_dropout)
-        state = self._state(observation, motion)
-        vector = state
+        vector = moving = state = self._state(observation, motion)
         if not config.blind:
             seen = self.look(observation.image) if seen is None else seen
             vector = vector + self.glance(seen.features.mean(dim=1))
             if not config.motion_to_planner:
-                motion = torch.full_like(motion, float("nan"))
-                state = self._state(observation, motion)
+                state = self._state(observation, torch.full_like(motion, float("nan")))
         tokens, places = state[:, None], torch.full_like(state[:, None, :2], float("nan"))
         if seen is not None and not config.blind and config.map_to_planner:
             tokens = torch.cat([self.project(seen.features), tokens], dim=1)
             places = torch.cat([self.ground(seen.positions).expand(len(state), -1, -1), places], dim=1)
-        return Context(self.join(vector), state, tokens, places, motion[:, -1, 0], observation.route)
+        return Context(self.join(vector), moving, state, tokens, places, motion[:, -1, 0], observation.route)
 
     def _state(self, observation: ObservationBatch, motion: Tensor) -> Tensor:
         """What the car knows without looking, given so much of its motion: [B, D]."""

@@ -78,6 +78,7 @@ class Planner(nn.Module):
     times: Tensor
     metres: Tensor
     farther: Tensor
+    apart: Tensor
 
     def __init__(self, config: PlannerConfig, sequence: SequenceConfig) -> None:
         super().__init__()
@@ -96,6 +97,10 @@ class Planner(nn.Module):
         self.register_buffer("metres", torch.arange(1.0, points + 1.0), persistent=False)
         step, most = BEYOND
         self.register_buffer("farther", points + torch.arange(step, most + step, step), persistent=False)
+        # What waypoints are told of the car's motion reaches nobody else.
+        apart = torch.zeros(times + 2, times + 2, dtype=torch.bool)
+        apart[times:, :times] = True
+        self.register_buffer("apart", apart, persistent=False)
 
     def forward(self, context: Context, tokens: Tensor, places: Tensor, absent: Tensor | None = None) -> Plan:
         """places: [B, S, 2], where on the ground tokens speak of, metres in the ego's frame, NaN for those of no place.
@@ -115,7 +120,9 @@ class Planner(nn.Module):
         tokens = torch.cat([tokens + self._where(self.beside, beside_path(way, places)), points], dim=1)
         if absent is not None:
             absent = torch.cat([absent, absent.new_zeros(points.shape[:2])], dim=1)
-        states = self.decode_speed(self.queries + context.state[:, None], tokens, memory_key_padding_mask=absent)
+        told = torch.cat([context.moving[:, None].expand(-1, len(self.times), -1), context.state[:, None]], dim=1)
+        queries = self.queries + torch.cat([told, context.state[:, None]], dim=1)
+        states = self.decode_speed(queries, tokens, self.apart, memory_key_padding_mask=absent)
         hops, (pace, light) = states[:, :-2].float(), states[:, -2:].float().unbind(1)
         logits = self.pace(pace)
         return Plan(

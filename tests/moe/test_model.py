@@ -80,15 +80,16 @@ def test_without_the_map_only_experts_see() -> None:
     assert not torch.allclose(driver(seen, None, heard)[0].path, driver(pictures, None, heard)[0].path)
 
 
-def test_the_gate_knows_how_fast_it_is_and_the_planner_does_not() -> None:
-    """A planner that sees how fast it is learns to go on like that."""
+def test_gate_and_waypoints_know_how_fast_the_car_is_and_path_and_speed_do_not() -> None:
+    """Who sees how fast it is learns to go on like that."""
     driver, seen = model(*ALL).eval(), observation(2)
     nobody = given(torch.zeros(2, 4, dtype=torch.bool))
     faster = seen._replace(motion=seen.motion + 3.0)
     plan, routing = driver(seen, None, nobody)
     other, changed = driver(faster, None, nobody)
     assert torch.equal(plan.speed_logits, other.speed_logits)
-    assert torch.equal(plan.waypoints, other.waypoints)
+    assert torch.equal(plan.path, other.path)
+    assert not torch.equal(plan.waypoints, other.waypoints)
     assert not torch.equal(routing.logits, changed.logits)
     shape = driver.config
     told = DrivingModel(

@@ -32,7 +32,7 @@ def known(count: int, speed: float = 0.0) -> Context:
     state = torch.randn(count, 32)
     route = torch.tensor([[50.0, 0.0], [100.0, 0.0]]).expand(count, -1, -1)
     nowhere = torch.full((count, 1, 2), float("nan"))
-    return Context(torch.randn(count, 32), state, state[:, None], nowhere, torch.full((count,), speed), route)
+    return Context(torch.randn(count, 32), state, state, state[:, None], nowhere, torch.full((count,), speed), route)
 
 
 def spots(count: int, tokens: int) -> torch.Tensor:
