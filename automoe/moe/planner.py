@@ -88,7 +88,7 @@ class Planner(nn.Module):
         self.queries = nn.Parameter(torch.randn(times + 2, dim))
         self.decode_path, self.decode_speed = _decoder(config), _decoder(config)
         self.place, self.beside = _place_encoder(dim), _place_encoder(dim)
-        self.step = _silent(nn.Linear(dim, 2))
+        self.off = _silent(nn.Linear(dim, 2))
         self.hop = _silent(nn.Linear(dim, 2))
         self.pace = nn.Linear(dim, len(config.speeds))
         self.light = nn.Linear(dim, len(LIGHTS))
@@ -113,7 +113,7 @@ class Planner(nn.Module):
         tokens = tokens + self._where(self.place, places)
         points = self.points + context.state[:, None] + self._where(self.place, ahead)
         points = self.decode_path(points, tokens, memory_key_padding_mask=absent)
-        path = ahead + self.step(points.float()).cumsum(dim=1)
+        path = ahead + self.off(points.float())
 
         last = path[:, -1:].detach()
         way = torch.cat([path.detach(), last + beyond - ahead[:, -1:]], dim=1)

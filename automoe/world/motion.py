@@ -32,6 +32,8 @@ ACCELERATION, BRAKING, HARD_BRAKING = 1.6, 2.2, 6.0
 """Metres a second squared: what drivers like, and the most they do."""
 HEADWAY, STANDSTILL_GAP = 1.3, 2.0
 """Seconds and metres to the vehicle ahead."""
+SPARE = 1.5
+"""Metres before a line at which a learner is taught to stop earlier than others do."""
 SIDEWAYS = 2.2
 """Most comfortable acceleration in bends, metres a second squared."""
 GAP_SECONDS = 4.5
@@ -255,11 +257,12 @@ class Traffic:
 
     def target_speed(self) -> float:
         """The speed, m/s, at which the `advice` here would be neither to speed up nor to slow down, however fast the
-        ego is. A junction that may be entered by now is free, from as far as it is seen."""
+        ego is, for a learner to go by: lines are stopped at SPARE metres earlier, since he errs, and from where their
+        lights are in sight; and a junction that may be entered by now is free, from as far as it is seen."""
         vehicle = self._vehicles[EGO]
         lane_id, distance = self._next_junction(vehicle)
         free = {lane_id} if lane_id and self._may_enter(vehicle, lane_id, distance, self._arrivals()) else set()
-        gap, speed = self._obstacle(replace(vehicle, granted=vehicle.granted | free))
+        gap, speed = self._obstacle(replace(vehicle, granted=vehicle.granted | free), SPARE)
         allowed = self._allowed([vehicle])[EGO]
         low, high = 0.0, allowed
         for _ in range(20):  # to a hundred thousandth of the limit
@@ -391,13 +394,14 @@ class Traffic:
             allowed[vehicle.id] = min(lane.speed_limit * vehicle.desired, most)
         return allowed
 
-    def _obstacle(self, vehicle: _Vehicle) -> tuple[float, float]:
-        """Distance to the nearest thing to stop or slow down for, and its speed along the lane."""
+    def _obstacle(self, vehicle: _Vehicle, spare: float = 0.0) -> tuple[float, float]:
+        """Distance to the nearest thing to stop or slow down for, and its speed along the lane. spare: metres by which
+        lines are stopped at earlier."""
         gap, speed = self._leader(vehicle)
         stop = self._stop(vehicle)
         if stop is not None and stop < gap - 1e-6:
             # A line is stopped at, not two metres before it.
-            gap, speed = max(stop, 0.0) + STANDSTILL_GAP - 0.5, 0.0
+            gap, speed = max(stop - spare, 0.0) + STANDSTILL_GAP - 0.5, 0.0
         return gap, speed
 
     def _leader(self, vehicle: _Vehicle) -> tuple[float, float]:

@@ -66,7 +66,7 @@ def test_without_the_map_only_experts_see() -> None:
     shape = model(*ALL).config
     torch.manual_seed(0)
     driver = DrivingModel(replace(shape, context=replace(shape.context, map_to_planner=False)), experts(*ALL)).eval()
-    torch.nn.init.normal_(driver.planner.step.weight)
+    torch.nn.init.normal_(driver.planner.off.weight)
     seen = observation(2)
     other = seen._replace(image=255 - seen.image)
     nobody = given(torch.zeros(2, 4, dtype=torch.bool))

@@ -53,7 +53,7 @@ def test_a_speed_is_shared_by_the_two_classes_that_it_lies_between() -> None:
 def outspoken() -> Planner:
     """One that has something to say: fresh planners follow the route."""
     planner = Planner(PlannerConfig(dim=32, heads=2), SEQUENCE).eval()
-    for layer in (planner.step, planner.hop):
+    for layer in (planner.off, planner.hop):
         torch.nn.init.normal_(layer.weight)
     return planner
 
