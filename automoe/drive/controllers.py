@@ -38,13 +38,15 @@ CARLA_CAR = Car(2.87, 1.43, math.radians(70.0), 4.0, 8.0, 0.3)
 @dataclass(frozen=True)
 class ControllerConfig:
     """aim_seconds, aim_least, aim_most: how far ahead on the path the wheels aim, a time at the present speed between
-    two distances (metres). pull: share of the missing speed that is asked for in a second. hold_below: a target speed,
+    two distances (metres). pull, brake_pull: share of the missing, and of the excess speed, that is asked for in a
+    second: who lags behind a falling target stops too late. hold_below: a target speed,
     m/s, below which a car that stands is held. comfortable: m/s^2 with which a controlled stop brakes."""
 
     aim_seconds: float = 0.6
     aim_least: float = 4.0
     aim_most: float = 9.0
     pull: float = 1.3
+    brake_pull: float = 2.0
     hold_below: float = 0.4
     comfortable: float = 3.0
 
@@ -79,7 +81,8 @@ class Controller:
         """Throttle and brake, 0 to 1."""
         if speed < 0.3 and target_speed < self.config.hold_below:
             return 0.0, 0.5
-        force = self.config.pull * (target_speed - speed) + self.car.resistance
+        missing = target_speed - speed
+        force = (self.config.pull if missing > 0.0 else self.config.brake_pull) * missing + self.car.resistance
         if force >= 0.0:
             return min(force / self.car.throttle, 1.0), 0.0
         return 0.0, min(-force / self.car.brake, 1.0)
