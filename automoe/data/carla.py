@@ -187,7 +187,7 @@ def read_run(folder: Path, root: Path | None = None) -> Run:
     cameras = [name for name in _folders(folder / "images") if any((folder / "images" / name).glob("*.png"))]
     parts = {part: frozenset(_stems(folder / place)) for part, place in PARTS.items()}
     stride = int(_positive(config, "save_every_n", _usual_stride(ordered), where))
-    problems += _left_over(folder, cameras, steps) + _gaps(folder, ordered, stride, config.get("left_out"))
+    problems += _left_over(folder, cameras, steps) + _gaps(folder, ordered, stride)
     if not ordered:
         raise DataError(f"{folder} has no usable frame{'; ' + problems[0] if problems else ''}")
     return Run(
@@ -360,10 +360,8 @@ def _left_over(folder: Path, cameras: Sequence[str], steps: Mapping[int, Step]) 
     return found
 
 
-def _gaps(folder: Path, steps: Sequence[Step], stride: int, left_out: Any) -> list[str]:
-    """left_out: ticks that a run says it left out on purpose, if it says any."""
-    meant = [number for number in left_out if isinstance(number, int)] if isinstance(left_out, list) else []
-    numbers = np.array(sorted({*(step.number for step in steps), *meant}))
+def _gaps(folder: Path, steps: Sequence[Step], stride: int) -> list[str]:
+    numbers = np.array([step.number for step in steps])
     wide = np.flatnonzero(np.diff(numbers) != stride)
     if not len(wide):
         return []

@@ -100,7 +100,6 @@ class RunPlan:
     look: str = "carla"
     version: int = FORMAT_VERSION
     lead_in: float = 0.0
-    lapses: float = 0.0
     lidar: bool = True
 
     def town(self, split: str, index: int) -> str:
@@ -130,7 +129,6 @@ def export_carla(
     cameras: Sequence[str] = run.CAMERAS,
     towns: int = len(TRAIN_TOWNS),
     lead_in: float = 0.0,
-    lapses: float = 0.0,
     lidar: bool = True,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -140,11 +138,9 @@ def export_carla(
     seconds: of each run, at most. size: width and height of the pictures; 800 x 600 is that of public runs. save_every:
     ticks of 0.05 s from frame to frame. cameras: some of run.CAMERAS, the labelled one among them, and run.SHIFTED
     beside them. towns: to train in, by turns. lead_in: up to so many seconds, drawn for each run, are driven before it
-    is recorded: otherwise all begin with a car that sets off. lapses: about every so many seconds the teacher drives
-    badly for a while (`autopilot.Lapses`), which is not recorded, only how he makes up for it; 0 for never. lidar:
-    whether there is one; it takes a sixth of the time. progress: called with (runs done, runs in all). Returns the
-    content of world.json. Raises WorldError when `out` holds an export with other settings, or the world cannot be
-    rendered.
+    is recorded: otherwise all begin with a car that sets off. lidar: whether there is one; it takes a sixth of the
+    time. progress: called with (runs done, runs in all). Returns the content of world.json. Raises WorldError when
+    `out` holds an export with other settings, or the world cannot be rendered.
     """
     out = Path(out)
     if not 1 <= runs <= FIRST_VAL or val_runs < 1 or seconds < 1 or save_every < 1:
@@ -152,15 +148,15 @@ def export_carla(
             f"an export needs 1 to {FIRST_VAL} training runs, a validation run, a second of each and a tick between "
             "frames at least"
         )
-    if not 1 <= towns <= MOST_TOWNS or lead_in < 0.0 or lapses < 0.0:
-        raise WorldError(f"an export is in 1 to {MOST_TOWNS} training towns, with a lead-in and lapses of 0 s or more")
+    if not 1 <= towns <= MOST_TOWNS or lead_in < 0.0:
+        raise WorldError(f"an export is in 1 to {MOST_TOWNS} training towns, with a lead-in of 0 s or more")
     known = (*run.CAMERAS, run.SHIFTED)
     if run.LABELLED not in cameras or not set(cameras) <= set(known):
         raise WorldError(f"cameras are some of {', '.join(known)}, {run.LABELLED} among them, not {', '.join(cameras)}")
     chosen = tuple(name for name in known if name in cameras)
     plan = RunPlan(
         seed, (int(size[0]), int(size[1])), float(seconds), int(save_every), runs, val_runs, chosen,
-        train_towns(towns), lead_in=float(lead_in), lapses=float(lapses), lidar=bool(lidar),
+        train_towns(towns), lead_in=float(lead_in), lidar=bool(lidar),
     )  # fmt: skip
     check_settings(out, plan, folder_of("train", 0), "a run")
     begin(out, plan)
@@ -225,7 +221,6 @@ class _Recorder:
         self.cameras = [camera for camera in carla_cameras(*plan.size) if camera.name in plan.cameras]
         self.lidar = carla_lidar()
         self.writer = RunWriter(out / self.name)
-        self.left_out: list[int] = []
         conditions = draw_conditions(self.rng)
         self.route = _long_route(renderer.stage.town, self.rng, plan.seconds + plan.lead_in)
         drive_seed = int(self.rng.integers(2**31))
@@ -236,19 +231,16 @@ class _Recorder:
         self._paint, self._rails = np.array([*paint, False]), np.array([*rails, False])
 
     def record(self) -> None:
-        from automoe.world.autopilot import Autopilot, Lapses
+        from automoe.world.autopilot import Autopilot
 
-        pilot, touched, tick, missed = Autopilot(), set(), 0, False
-        lapses = Lapses(pilot, self.rng, self.plan.lapses) if self.plan.lapses > 0.0 else None
-        driver = lapses or pilot
+        pilot, touched, tick = Autopilot(), set(), 0
         if self.plan.lead_in > 0.0:
             for _ in range(int(self.rng.uniform(0.0, self.plan.lead_in) / run.TICK)):
                 self.drive.step(pilot.control(self.drive))
             self.began = self.drive.scene.time
         for tick in range(round(self.plan.seconds / run.TICK)):
             self.before = before = self.drive.car
-            control = driver.control(self.drive)
-            missed |= lapses is not None and lapses.lapsing
+            control = pilot.control(self.drive)
             self.drive.step(control)
             for contact in self.drive.contacts:
                 if contact.id not in touched:
@@ -265,11 +257,7 @@ class _Recorder:
                     )
             touched |= {contact.id for contact in self.drive.contacts}
             if tick % self.plan.save_every == 0:
-                if missed:  # a lapse leaves out one frame at least: no sequence goes across it
-                    self.left_out.append(tick)
-                else:
-                    self._save(tick, control)
-                missed = False
+                self._save(tick, control)
             if self.drive.station > self.route.length - 5.0:
                 break
         self.writer.finish(self._config(tick))
@@ -373,7 +361,6 @@ class _Recorder:
             "duration_seconds": round((tick + 1) * run.TICK, 3),
             "all_cameras_enabled": self.plan.cameras == run.CAMERAS,
             "save_every_n": self.plan.save_every,
-            **({"left_out": self.left_out} if self.plan.lapses > 0.0 else {}),
             "npc_config": {
                 "vehicles_spawned": sum(actor.category in _VEHICLES for actor in actors),
                 "walkers_spawned": sum(actor.category == "pedestrian" for actor in actors),

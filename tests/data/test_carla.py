@@ -113,16 +113,6 @@ def test_numbers_that_are_none_leave_a_frame_out(tree) -> None:
     assert any("gaps between its frames" in problem for problem in run.problems)
 
 
-def test_what_a_run_left_out_on_purpose_is_no_problem(tree) -> None:
-    folder = tree / "run_000"
-    edit(folder / "vehicle_log.json", lambda log: [log[0], log[3], *log[5:]])
-    edit(folder / "config.json", lambda config: config.update(left_out=[5, 10], save_every_n=5))
-    (problem,) = [problem for problem in carla.read_run(folder).problems if "gaps" in problem]
-    assert "1 gaps between its frames, the first from 15 to 25" in problem
-    edit(folder / "config.json", lambda config: config.update(left_out="all of it"))
-    assert any("2 gaps" in problem for problem in carla.read_run(folder).problems)
-
-
 def test_frames_told_twice_and_pictures_that_no_log_knows(tree) -> None:
     folder = tree / "run_000"
     edit(folder / "vehicle_log.json", lambda log: [*log[:4], log[3]])

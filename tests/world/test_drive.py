@@ -11,7 +11,7 @@ import shapely
 
 from automoe.errors import WorldError
 from automoe.world import polyline
-from automoe.world.autopilot import Autopilot, Lapses
+from automoe.world.autopilot import Autopilot
 from automoe.world.contacts import Obstacles, contacts, ego_body, rectangle
 from automoe.world.drive import STEP, Drive
 from automoe.world.motion import Traffic
@@ -128,32 +128,6 @@ def test_who_goes_at_the_target_speed_arrives(small_stage, obstacles) -> None:
     assert drive.station > route.length - 2.0
     assert min(wanted) < 0.5
     assert max(wanted) > 7.0
-
-
-def test_lapses_are_made_up_for(small_stage, obstacles) -> None:
-    """He stands where nothing holds him and sets off again, goes on where he should brake and brakes in time; and he
-    steers as ever."""
-    braked = pushed = set_off = 0
-    for seed in range(4):
-        route = draw_route(small_stage.town, np.random.default_rng(seed), 200.0)
-        drive = Drive(small_stage, route, seed, obstacles=obstacles)
-        teacher = Autopilot()
-        lapses, stood = Lapses(teacher, np.random.default_rng(seed), 3.0), False
-        for _ in range(600):
-            wanted, control = teacher.control(drive), lapses.control(drive)
-            assert control.steer == wanted.steer
-            if lapses.lapsing:
-                braked += control.brake > 0.0 and wanted.throttle > 0.0
-                pushed += control.throttle > 0.0 and wanted.brake > 0.0
-                stood = drive.car.speed == 0.0
-            else:
-                assert control == wanted
-                set_off += stood and control.throttle > 0.0
-                stood = False
-            drive.step(control)
-            assert not drive.contacts
-    assert min(braked, pushed) > 10
-    assert set_off > 3
 
 
 def test_who_drives_into_somebody_stands_and_touches_him(small_stage, obstacles) -> None:
