@@ -27,11 +27,15 @@ from automoe.machine import available_cores
 ROOT = project_root()
 BIN = Path(sys.executable).parent
 RUN = "driving"
-LONGER = {"detection": 1000, "segmentation": 500, "nuscenes_2d": 600, "drivable": 250}
+LONGER = {"detection": 1000, "segmentation": 500, "nuscenes_2d": 600, "drivable": 400}
 """Steps of fine-tuning; the demo's experts have a sixth to a half of them."""
 
 SCALE = [0.65, 1.2]
 """Of fine-tuning's pictures: a gate shows the experts smaller ones than they are trained on."""
+
+SWAY = 0.625
+"""How far aside the drivable expert is shown the road, in heights of the camera: 1.5 m, as a car may come off its lane. A
+teacher's pictures have the lane in the middle, and that is what is learnt from them."""
 
 FOLDERS = {
     "detection": "carla_detection_expert_ddp",
@@ -58,6 +62,8 @@ class Recipe:
             config = _profile(FOLDERS[task])
             config["augment"]["scale"] = SCALE
             config["engine"]["max_steps"] = steps
+            if task == "drivable":
+                config["augment"]["sway"] = SWAY
             self._write(task, config)
         gate = _profile("gating_network")
         gate["engine"] |= {"max_steps": self.options.gate_steps, "eval_every": 2}
@@ -177,7 +183,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="receives data, checkpoints, drives: about 12 GB")
     parser.add_argument("--json", type=Path, required=True, help="receives what was measured")
     parser.add_argument("--runs", type=int, default=240, help="recorded for training, 10 s each")
-    parser.add_argument("--gate_steps", type=int, default=2400)
+    parser.add_argument("--gate_steps", type=int, default=1600)
     parser.add_argument("--policy_steps", type=int, default=4000)
     parser.add_argument("--routes", type=int, default=20)
     parser.add_argument("--arm_routes", type=int, default=5)
