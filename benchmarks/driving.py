@@ -33,10 +33,6 @@ LONGER = {"detection": 1000, "segmentation": 500, "nuscenes_2d": 600, "drivable"
 SCALE = [0.65, 1.2]
 """Of fine-tuning's pictures: a gate shows the experts smaller ones than they are trained on."""
 
-SWAY = 0.625
-"""How far aside the drivable expert is shown the road, in heights of the camera: 1.5 m, as a car may come off its lane. A
-teacher's pictures have the lane in the middle, and that is what is learnt from them."""
-
 FOLDERS = {
     "detection": "carla_detection_expert_ddp",
     "segmentation": "carla_segmentation_expert_ddp",
@@ -62,8 +58,6 @@ class Recipe:
             config = _profile(FOLDERS[task])
             config["augment"]["scale"] = SCALE
             config["engine"]["max_steps"] = steps
-            if task == "drivable":
-                config["augment"]["sway"] = SWAY
             self._write(task, config)
         gate = _profile("gating_network")
         gate["engine"] |= {"max_steps": self.options.gate_steps, "eval_every": 2}

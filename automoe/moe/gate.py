@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from automoe.errors import ConfigError
@@ -24,9 +23,9 @@ class GateConfig:
     """top_k: experts that run at a moment. temperature: of the softmax over them; below 1 it is more decided.
     balance_weight: of the Switch loss that spreads use. supervision: `utility` teaches the gate the measured loss
     reductions, `none` leaves it to the planning loss. utility_weight, utility_temperature: of that lesson; a loss
-    difference of the temperature is one logit; utility_share: of each batch, on which it is
-    measured: that takes a plan for each expert and one without any. explore: share of training moments at which
-    experts, from none to all, are drawn at random instead, so that the planner learns to hear any of them.
+    difference of the temperature is one logit; utility_share: of each batch, on which it is measured: that takes two
+    plans for each expert, with it and without it. explore: share of training moments at which experts, from none to
+    all, are drawn at random instead, so that the planner learns to hear any of them.
     """
 
     top_k: int = 2

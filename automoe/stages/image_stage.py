@@ -20,7 +20,6 @@ from automoe.stages.train_expert import (
     prepare_splits,
 )
 
-
 DENSE = ("drivable", "segmentation")
 """Tasks without boxes."""
 

@@ -82,7 +82,7 @@ def test_what_is_rarely_worth_a_lot_is_worth_its_mean() -> None:
         optimizer.zero_grad()
         utility_loss(logits.expand(10, -1), utility, 0.25).backward()
         optimizer.step()
-    assert float(logits.diff()) == pytest.approx((0.1 - 0.018) / 0.25, rel=1e-3)
+    assert logits.diff().item() == pytest.approx((0.1 - 0.018) / 0.25, rel=1e-3)
 
 
 def test_what_is_drawn_is_from_none_to_k_and_nobody_is_preferred() -> None:
