@@ -12,5 +12,5 @@ from automoe.stages.image_stage import ImageStageConfig
 def test_boxes_bear_no_sway() -> None:
     config = ImageStageConfig(size=(64, 96), augment=AugmentConfig(sway=0.5))
     assert config.train_transform("drivable").augment.sway == 0.5
-    with pytest.raises(ConfigError, match="sway leaves boxes askew; .* not for detection"):
+    with pytest.raises(ConfigError, match=r"sway leaves boxes askew; .* not for detection"):
         config.train_transform("detection")
