@@ -28,6 +28,16 @@ USUAL_SPEED = 5.0
 BEYOND = 4.0, 40.0
 """Metres from point to point, and in all, by which a path goes on as the route does, to look along."""
 
+NEAR = (1.5, 3.0, 8.0, 60.0)
+"""Metres within which attention heads listen to tokens round the place of a query of the path, before they have learnt
+something, by turns: nobody finds a lane beside him who first has to find out what is beside him."""
+
+BESIDE = (2.0, 6.0, 60.0, 60.0)
+"""Metres beside the path, likewise, within which the other queries listen."""
+
+NOWHERE = 2.0
+"""So many of these reaches is away what has no place."""
+
 FARTHEST = 60.0
 """Metres that a suggested way goes straight on where nothing more is told."""
 
@@ -88,6 +98,7 @@ class Planner(nn.Module):
         self.queries = nn.Parameter(torch.randn(times + 2, dim))
         self.decode_path, self.decode_speed = _decoder(config), _decoder(config)
         self.place, self.beside = _place_encoder(dim), _place_encoder(dim)
+        self.near, self.aside = _reaches(NEAR, config.heads), _reaches(BESIDE, config.heads)
         self.off = _silent(nn.Linear(dim, 2))
         self.hop = _silent(nn.Linear(dim, 2))
         self.pace = nn.Linear(dim, len(config.speeds))
@@ -112,17 +123,22 @@ class Planner(nn.Module):
 
         tokens = tokens + self._where(self.place, places)
         points = self.points + context.state[:, None] + self._where(self.place, ahead)
-        points = self.decode_path(points, tokens, memory_key_padding_mask=absent)
+        away = torch.cdist(ahead, places.nan_to_num(0.0))
+        away = away.masked_fill(places.isnan().any(dim=-1)[:, None], torch.nan)
+        points = self.decode_path(points, tokens, memory_mask=_nearness(away, self.near, absent))
         path = ahead + self.off(points.float())
 
         last = path[:, -1:].detach()
         way = torch.cat([path.detach(), last + beyond - ahead[:, -1:]], dim=1)
-        tokens = torch.cat([tokens + self._where(self.beside, beside_path(way, places)), points], dim=1)
+        along = beside_path(way, places)
+        tokens = torch.cat([tokens + self._where(self.beside, along), points], dim=1)
         if absent is not None:
             absent = torch.cat([absent, absent.new_zeros(points.shape[:2])], dim=1)
+        away = torch.cat([along[..., 1].abs(), torch.zeros_like(ahead[..., 0])], dim=1)
+        away = away[:, None].expand(-1, len(self.queries), -1)
         told = torch.cat([context.moving[:, None].expand(-1, len(self.times), -1), context.state[:, None]], dim=1)
         queries = self.queries + torch.cat([told, context.state[:, None]], dim=1)
-        states = self.decode_speed(queries, tokens, self.apart, memory_key_padding_mask=absent)
+        states = self.decode_speed(queries, tokens, self.apart, _nearness(away, self.aside, absent))
         hops, (pace, light) = states[:, :-2].float(), states[:, -2:].float().unbind(1)
         logits = self.pace(pace)
         return Plan(
@@ -144,6 +160,22 @@ def _decoder(config: PlannerConfig) -> nn.TransformerDecoder:
         dim, config.heads, 4 * dim, config.dropout, activation=F.silu, batch_first=True, norm_first=True
     )
     return nn.TransformerDecoder(layer, config.layers, nn.LayerNorm(dim))
+
+
+def _reaches(metres: tuple[float, ...], heads: int) -> nn.Parameter:
+    """The logarithms of as many reaches as there are heads, [heads]."""
+    return nn.Parameter(torch.tensor([metres[head % len(metres)] for head in range(heads)]).log())
+
+
+def _nearness(away: Tensor, reaches: Tensor, absent: Tensor | None) -> Tensor:
+    """What is added to the attention of queries to tokens that are so many metres away [B, Q, S], NaN for those without
+    a place, for each head: [B * heads, Q, S]. -inf for those that are absent, bool [B, S]."""
+    placeless = away.isnan()[:, None]
+    bias = -0.5 * (away.nan_to_num(0.0)[:, None] / reaches.exp()[:, None, None]).square()
+    bias = bias.masked_fill(placeless, -0.5 * NOWHERE**2)
+    if absent is not None:
+        bias = bias.masked_fill(absent[:, None, None], -torch.inf)
+    return bias.flatten(0, 1)
 
 
 def _place_encoder(dim: int) -> nn.Module:

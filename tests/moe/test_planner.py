@@ -133,6 +133,7 @@ def test_a_planner_hears_where_tokens_speak_of() -> None:
     assert not torch.allclose(moved.path, plan.path)
     assert not torch.allclose(moved.speed, plan.speed)
     torch.nn.init.zeros_(planner.place[0].weight)  # deaf to places, but for those beside the path
+    torch.nn.init.constant_(planner.near, 20.0)
     torch.testing.assert_close(planner(context, tokens, places + 3.0).path, planner(context, tokens, places).path)
     assert not torch.allclose(planner(context, tokens, places + 3.0).speed, planner(context, tokens, places).speed)
 
