@@ -75,9 +75,6 @@ class AugmentConfig(ColorConfig):
         scale: range of the zoom, 1 = the whole image just fits the network's input; log-uniform.
         stretch: greatest relative change of the aspect ratio.
         flip: probability of a mirror image.
-        sway: how far the camera is thought to stand aside, at most, in its own heights: what lies on the ground is
-            moved as it would be there, by a shear about the middle row, where a level camera has its horizon. Whatever
-            stands upright leans: for tasks without boxes.
         min_visible: a box of which the crop leaves a smaller share of its area becomes ignored.
         min_pixels: a box smaller than this (root of its area, network pixels) becomes ignored.
     """
@@ -85,7 +82,6 @@ class AugmentConfig(ColorConfig):
     scale: tuple[float, float] = (0.8, 1.6)
     stretch: float = 0.1
     flip: float = 0.5
-    sway: float = 0.0
     min_visible: float = 0.25
     min_pixels: float = 2.0
 
@@ -94,8 +90,6 @@ class AugmentConfig(ColorConfig):
         low, high = self.scale
         if not 0 < low <= high:
             raise ConfigError(f"augment.scale must be two rising positive numbers, not {self.scale}")
-        if self.sway < 0:
-            raise ConfigError(f"augment.sway is {self.sway}; give 0 or more.")
         self._check_shares("stretch flip min_visible")
 
 
@@ -174,9 +168,6 @@ class TrainTransform:
         shift_x = rng.uniform() * (self.size[1] - scale_x * width)
         shift_y = rng.uniform() * (self.size[0] - scale_y * height)
         matrix = np.array([[scale_x, 0, shift_x], [0, scale_y, shift_y]])
-        if config.sway > 0.0:
-            lean = rng.uniform(-1, 1) * config.sway
-            matrix = matrix @ np.array([[1, lean, -lean * height / 2], [0, 1, 0], [0, 0, 1]])
         return mirror(matrix, self.size[1]) if rng.uniform() < config.flip else matrix
 
     def recolor(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -211,14 +202,13 @@ def mirror(matrix: np.ndarray, width: int) -> np.ndarray:
 
 
 def warp_image(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Moves uint8 [h,w,3] by the affine, which keeps rows level, into [H,W,3], bilinear; grey beyond the raw image."""
+    """Moves uint8 [h,w,3] by the affine into [H,W,3], bilinear; grey beyond the raw image."""
     centres = matrix.copy()
     centres[:, 2] += matrix[:, :2].sum(axis=1) * 0.5 - 0.5
     moved = cv2.warpAffine(image, centres, (size[1], size[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     rows, columns = _sources(matrix, size)
     moved[(rows < 0) | (rows >= image.shape[0])] = PADDING_GREY
-    beyond = (columns < 0) | (columns >= image.shape[1])
-    moved[(slice(None), beyond) if beyond.ndim == 1 else beyond] = PADDING_GREY
+    moved[:, (columns < 0) | (columns >= image.shape[1])] = PADDING_GREY
     return moved
 
 
@@ -226,15 +216,9 @@ def warp_mask(mask: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np
     """Moves class ids uint8 [h,w] into [H,W]: the id under each pixel's centre, 255 beyond the image."""
     rows, columns = _sources(matrix, size)
     outside_y, outside_x = (rows < 0) | (rows >= mask.shape[0]), (columns < 0) | (columns >= mask.shape[1])
-    rows, columns = np.where(outside_y, 0, rows), np.where(outside_x, 0, columns)
-    moved = mask.take(rows, axis=0)
-    if columns.ndim == 1:
-        moved = moved.take(columns, axis=1)
-        moved[:, outside_x] = IGNORE_INDEX
-    else:
-        moved = np.take_along_axis(moved, columns, axis=1)
-        moved[outside_x] = IGNORE_INDEX
+    moved = mask.take(np.where(outside_y, 0, rows), axis=0).take(np.where(outside_x, 0, columns), axis=1)
     moved[outside_y] = IGNORE_INDEX
+    moved[:, outside_x] = IGNORE_INDEX
     return moved
 
 
@@ -266,13 +250,9 @@ def move_boxes(boxes: np.ndarray, matrix: np.ndarray, transform: Transform) -> M
 
 
 def _sources(matrix: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """For each network row and column the raw one under its centre (may lie outside the raw image): [H] and [W], or
-    [H, W] where the affine shears."""
+    """For each network row and column the raw one under its centre (may lie outside the raw image)."""
+    columns = (np.arange(size[1]) + 0.5 - matrix[0, 2]) / matrix[0, 0]
     rows = (np.arange(size[0]) + 0.5 - matrix[1, 2]) / matrix[1, 1]
-    columns = np.arange(size[1]) + 0.5 - matrix[0, 2]
-    if matrix[0, 1]:
-        columns = columns - matrix[0, 1] * rows[:, None]
-    columns = columns / matrix[0, 0]
     return np.floor(rows).astype(np.int64), np.floor(columns).astype(np.int64)
 
 

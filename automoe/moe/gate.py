@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from automoe.errors import ConfigError
@@ -23,9 +24,9 @@ class GateConfig:
     """top_k: experts that run at a moment. temperature: of the softmax over them; below 1 it is more decided.
     balance_weight: of the Switch loss that spreads use. supervision: `utility` teaches the gate the measured loss
     reductions, `none` leaves it to the planning loss. utility_weight, utility_temperature: of that lesson; a loss
-    difference of the temperature is one logit; utility_share: of each batch, on which it is measured: that takes two
-    plans for each expert, with it and without it. explore: share of training moments at which experts, from none to
-    all, are drawn at random instead, so that the planner learns to hear any of them.
+    difference of the temperature makes an expert e times as likely; utility_share: of each batch, on which it is
+    measured: that takes a plan for each expert and one without any. explore: share of training moments at which
+    experts, from none to all, are drawn at random instead, so that the planner learns to hear any of them.
     """
 
     top_k: int = 2
@@ -33,7 +34,7 @@ class GateConfig:
     balance_weight: float = 0.0
     supervision: str = "utility"
     utility_weight: float = 1.0
-    utility_temperature: float = 0.25
+    utility_temperature: float = 0.05
     utility_share: float = 0.25
     explore: float = 0.5
 
@@ -94,14 +95,10 @@ def balance_loss(routing: Routing) -> Tensor:
 
 
 def utility_loss(logits: Tensor, utility: Tensor, temperature: float) -> Tensor:
-    """Mean square of what the gate's logits [B, E] and what each expert is worth [B, E], in units of the temperature,
-    differ by; of both, differences between experts alone count.
-
-    Its smallest value is at the mean of what an expert is worth wherever the gate can't tell moments apart. A cross
-    entropy with the softmax of it would count how often an expert is worth more, and not how much more.
-    """
-    gap = logits.float() - utility.float() / temperature
-    return (gap - gap.mean(dim=-1, keepdim=True)).square().mean()
+    """Cross entropy of the gate's logits [B, E] to the softmax of what each expert is worth [B, E], in units of the
+    loss; lower where better experts get higher logits."""
+    wanted = (utility.float() / temperature).softmax(dim=-1)
+    return F.cross_entropy(logits.float(), wanted)
 
 
 def random_choice(

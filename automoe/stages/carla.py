@@ -200,7 +200,7 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
 
     def open(self, root: Path, config: CarlaStageConfig, flags: TrainFlags, seed: int, dist: Distributed) -> StageData:
         train_info, val_info = prepare_splits(root, TASK, flags.prepared_dir, dist)
-        train = CarlaImages(train_info.path, self.kind, config.train_transform(self.kind), seed=seed, limit=flags.limit)
+        train = CarlaImages(train_info.path, self.kind, config.train_transform(), seed=seed, limit=flags.limit)
         val = CarlaImages(val_info.path, self.kind, EvalTransform(config.size), limit=flags.limit)
         if train.collapse != val.collapse or dict(train_info.options) != dict(val_info.options):
             raise ConfigError(

@@ -20,9 +20,6 @@ from automoe.stages.train_expert import (
     prepare_splits,
 )
 
-DENSE = ("drivable", "segmentation")
-"""Tasks without boxes."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ImageStageConfig(StageConfig):
@@ -40,11 +37,8 @@ class ImageStageConfig(StageConfig):
         if self.crop and any(piece > whole for piece, whole in zip(self.crop, self.size)):
             raise ConfigError(f"crop is {list(self.crop)}, larger than the size {list(self.size)} that it is cut from.")
 
-    def train_transform(self, kind: str) -> TrainTransform:
-        """What training of a kind of expert does to a picture: pieces of the input, or all of it, under the
-        augmentation. Raises ConfigError for one that boxes don't bear."""
-        if self.augment.sway > 0.0 and kind not in DENSE:
-            raise ConfigError(f"augment.sway leaves boxes askew; it is for {' and '.join(DENSE)}, not for {kind}.")
+    def train_transform(self) -> TrainTransform:
+        """What training does to a picture: pieces of the input, or all of it, under the augmentation."""
         return TrainTransform(self.crop or self.size, self.augment, self.size)
 
 
@@ -73,9 +67,7 @@ class ImageStage(ExpertStage[ImageStageConfig]):
 
     def open(self, root: Path, config: ImageStageConfig, flags: TrainFlags, seed: int, dist: Distributed) -> StageData:
         train_info, val_info = prepare_splits(root, self.kind, flags.prepared_dir, dist)
-        train = PreparedDataset(
-            train_info.path, self.kind, config.train_transform(self.kind), seed=seed, limit=flags.limit
-        )
+        train = PreparedDataset(train_info.path, self.kind, config.train_transform(), seed=seed, limit=flags.limit)
         val = PreparedDataset(val_info.path, self.kind, EvalTransform(config.size), limit=flags.limit)
         height, width = config.size
         pieces = f" in pieces of {config.crop[1]}x{config.crop[0]}" if config.crop else ""

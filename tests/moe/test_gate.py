@@ -73,18 +73,6 @@ def test_the_utility_loss_makes_the_useful_one_likelier() -> None:
     assert logits.argmin() == 2
 
 
-def test_what_is_rarely_worth_a_lot_is_worth_its_mean() -> None:
-    """Of moments that look alike, nine in ten prefer the first by a little, one the second by far."""
-    utility = torch.tensor([[0.02, 0.0]] * 9 + [[0.0, 1.0]])
-    logits = nn.Parameter(torch.zeros(2))
-    optimizer = torch.optim.SGD([logits], 0.5)
-    for _ in range(100):
-        optimizer.zero_grad()
-        utility_loss(logits.expand(10, -1), utility, 0.25).backward()
-        optimizer.step()
-    assert logits.diff().item() == pytest.approx((0.1 - 0.018) / 0.25, rel=1e-3)
-
-
 def test_what_is_drawn_is_from_none_to_k_and_nobody_is_preferred() -> None:
     drawn = random_choice(6000, 4, 2, torch.device("cpu"), torch.Generator().manual_seed(0))
     counts = torch.bincount(drawn.sum(1), minlength=5)
