@@ -10,7 +10,7 @@
 
 and what later stages need beside it, which public runs don't have:
 
-    run_000/drivable/front/000000.png         taxonomy.DRIVABLE
+    run_000/drivable/front/000000.png         taxonomy.DRIVABLE; also of front_shifted, where there is that camera
     run_000/boxes3d/000000.json               road users round the ego, in CARLA's axes
 
 File names are frame numbers, six digits. While it is written, a run's folder also holds the file `unfinished`.
@@ -141,7 +141,8 @@ class Frame:
     """Everything of one saved moment.
 
     number: of the tick. log: its record of vehicle_log.json. images: camera -> uint8 [H, W, 3] RGB. tags, drivable:
-    uint8 [H, W] of the labelled camera. lidar: float32 [N, 4]. boxes, boxes3d: as they are written.
+    uint8 [H, W] of the labelled camera; drivable_aside: of SHIFTED. lidar: float32 [N, 4]. boxes, boxes3d: as they are
+    written.
     """
 
     number: int
@@ -149,6 +150,7 @@ class Frame:
     images: Mapping[str, np.ndarray]
     tags: np.ndarray | None = None
     drivable: np.ndarray | None = None
+    drivable_aside: np.ndarray | None = None
     lidar: np.ndarray | None = None
     boxes: Sequence[Mapping[str, Any]] | None = None
     boxes3d: Sequence[Mapping[str, Any]] | None = None
@@ -185,8 +187,9 @@ class RunWriter:
             raw = np.zeros((*frame.tags.shape, 3), np.uint8)
             raw[..., 2] = frame.tags  # red, in OpenCV's order
             self._png(f"segmentation/{LABELLED}/{name}.png", raw)
-        if frame.drivable is not None:
-            self._png(f"drivable/{LABELLED}/{name}.png", frame.drivable)
+        for camera, mask in ((LABELLED, frame.drivable), (SHIFTED, frame.drivable_aside)):
+            if mask is not None:
+                self._png(f"drivable/{camera}/{name}.png", mask)
         if frame.lidar is not None:
             self._points(f"lidar/{name}.npy", frame.lidar)
         if frame.boxes is not None:

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from automoe.carla import frame, run
-from automoe.carla.run import LABELLED
+from automoe.carla.run import LABELLED, SHIFTED
 from automoe.errors import DataError
 from automoe.taxonomy import CARLA_TAG_COLORS, CARLA_TAG_COLORS_BEFORE, CARLA_TAGS
 
@@ -37,6 +37,7 @@ MOVED = 0.1
 PARTS: Mapping[str, str] = {
     "tags": f"segmentation/{LABELLED}",
     "drivable": f"drivable/{LABELLED}",
+    "drivable_aside": f"drivable/{SHIFTED}",
     "lidar": "lidar",
     "boxes": f"annots/{LABELLED}",
     "boxes3d": "boxes3d",
@@ -126,8 +127,9 @@ class Run:
     def tags(self, step: Step) -> Path:
         return self.folder / PARTS["tags"] / f"{step.name}.png"
 
-    def drivable(self, step: Step) -> Path:
-        return self.folder / PARTS["drivable"] / f"{step.name}.png"
+    def drivable(self, step: Step, part: str = "drivable") -> Path:
+        """part: or drivable_aside."""
+        return self.folder / PARTS[part] / f"{step.name}.png"
 
     def lidar(self, step: Step) -> Path:
         return self.folder / PARTS["lidar"] / f"{step.name}.npy"

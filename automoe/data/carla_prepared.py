@@ -6,6 +6,7 @@ ego's origin on the ground under the car's middle:
     name, run, town; frame: CARLA's tick; time: seconds from the run's start; interval: seconds from frame to frame
     images: a JPEG for each of the set's cameras; heights, widths
     semantic, drivable: 8-bit PNG of trainIds and of taxonomy.DRIVABLE; empty where the run has none
+    drivable_aside: likewise, of the camera `carla.run.SHIFTED`
     has_boxes; boxes (pixel xyxy of the front camera), labels (BDD100K's), ignored, occluded, truncated, colors
     T_world_ego, speed, velocity and acceleration (world), yaw_rate, control (throttle, steer, brake)
     command (place in CARLA_COMMANDS, -1 unknown), targets (ego frame), light, speed_limit, target_speed
@@ -17,12 +18,13 @@ ego's origin on the ground under the car's middle:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from automoe.carla import run
 from automoe.data.dataset import ImageDataset, PreparedRow
 from automoe.data.prepared import PreparedInfo, open_rows
 from automoe.data.transforms import Transform
@@ -48,7 +50,12 @@ def features() -> Any:
     columns: dict[str, Any] = {"name": text, "run": text, "town": text, "frame": whole, "time": real}
     columns |= {"interval": real}
     columns |= {"images": List(Value("binary")), "heights": List(size), "widths": List(size)}
-    columns |= {"semantic": Value("binary"), "drivable": Value("binary"), "has_boxes": Value("bool")}
+    columns |= {
+        "semantic": Value("binary"),
+        "drivable": Value("binary"),
+        "drivable_aside": Value("binary"),
+        "has_boxes": Value("bool"),
+    }
     columns |= {"T_world_ego": List(real), "speed": real, "velocity": List(real), "acceleration": List(real)}
     columns |= {"yaw_rate": real, "control": List(real), "command": size, "targets": List(List(real))}
     columns |= {"light": text, "speed_limit": real, "target_speed": real, "shift": List(real)}
@@ -63,11 +70,20 @@ class CarlaImages(ImageDataset):
     """The front camera's pictures of a prepared CARLA set with the labels of one task, as image experts take them.
 
     task: one of IMAGE_TASKS; nuscenes_2d has the boxes of detection that nuScenes has a class for. Frames without that
-    task's labels are left out. Raises DataError where no frame has them.
+    task's labels are left out. aside: lanes are seen from aside as well, where that is labelled: each such picture is a
+    sample of its own. Otherwise a lane is always in the middle, and that is what is learnt. Raises DataError where no
+    frame has labels.
     """
 
     def __init__(
-        self, path: Path | str, task: str, transform: Transform, seed: int = 0, limit: int | None = None
+        self,
+        path: Path | str,
+        task: str,
+        transform: Transform,
+        seed: int = 0,
+        limit: int | None = None,
+        *,
+        aside: bool = False,
     ) -> None:
         info = PreparedInfo.load(path)
         if info.task != TASK:
@@ -77,8 +93,18 @@ class CarlaImages(ImageDataset):
         labelled = _filled(table.data.column(column))
         if not labelled.any():
             raise DataError(f"{path} has no frame with labels for {task}: its runs were recorded without them")
-        super().__init__(info, task, np.flatnonzero(labelled), transform, seed, limit)
-        self._front = list(info.options["cameras"]).index("front")
+        rows, cameras = np.flatnonzero(labelled), list(info.options["cameras"])
+        self._front = cameras.index(run.LABELLED)
+        self._aside = cameras.index(run.SHIFTED) if run.SHIFTED in cameras else None
+        if aside and task == "drivable":
+            # Numbers from the count of frames on are those of frames seen from aside.
+            rows = np.concatenate([rows, info.count + np.flatnonzero(_filled(table.data.column("drivable_aside")))])
+        super().__init__(info, task, rows, transform, seed, limit)
+
+    @property
+    def from_aside(self) -> int:
+        """How many of the samples are seen from aside."""
+        return int((self._rows >= self.info.count).sum())
 
     @property
     def collapse(self) -> Mapping[str, str]:
@@ -88,6 +114,23 @@ class CarlaImages(ImageDataset):
             return collapse[self.task]
         # Of nuScenes' vehicles, CARLA's labels know no more where they don't tell BDD100K's apart.
         return {name: "car" for name in NUSCENES_VEHICLES if name != "car"} if collapse["detection"] else {}
+
+    def view(self, number: int) -> PreparedRow:
+        if number < self.info.count:
+            return super().view(number)
+        assert self._aside is not None  # whose masks are there, its pictures are
+        stored, camera = self._table[number - self.info.count], self._aside
+        return replace(
+            self.make_row(stored),
+            name=f"{stored['name']} aside",
+            height=stored["heights"][camera],
+            width=stored["widths"][camera],
+            boxes=np.zeros((0, 4), np.float32),
+            jpeg=stored["images"][camera],
+            mask_png=stored["drivable_aside"],
+            **{key: np.zeros(0, bool) for key in ("ignored", "occluded", "truncated")},
+            **{key: np.zeros(0, np.int64) for key in ("labels", "colors")},
+        )
 
     def make_row(self, stored: Mapping[str, Any]) -> PreparedRow:
         labels = np.asarray(stored["labels"], np.int64)

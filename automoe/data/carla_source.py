@@ -256,8 +256,14 @@ class CarlaSource:
     def files(self, record: tuple[Run, Step]) -> tuple[Path, ...]:
         one, step = record
         found = [one.image(camera, step) for camera in self.cameras]
+        if self._sees_aside(one, step):
+            found.append(one.drivable(step, "drivable_aside"))
         parts = {"tags": one.tags, "drivable": one.drivable, "boxes": one.boxes, "boxes3d": one.boxes3d}
         return (*found, *(place(step) for part, place in parts.items() if one.has(part, step)))
+
+    def _sees_aside(self, one: Run, step: Step) -> bool:
+        """Whether the camera that stands aside is wanted and its lanes are known."""
+        return run.SHIFTED in self.cameras and one.has("drivable_aside", step)
 
     def key(self, record: tuple[Run, Step]) -> bytes:
         one, step = record
@@ -274,10 +280,14 @@ class CarlaSource:
         if one.has("tags", step):
             semantic = self._semantic(one, step, (height, width))
         if one.has("drivable", step):
-            drivable = self._drivable(one, step, (height, width))
+            drivable = self._drivable(one.drivable(step), (height, width))
         elif semantic is not None and not one.has("drivable"):
             background, road = DRIVABLE.index("background"), semantic == SEMANTIC.index("road")
             drivable = np.where(road, DRIVABLE.index("direct"), background).astype(np.uint8)
+        aside = None
+        if self._sees_aside(one, step):
+            size = images[self.cameras.index(run.SHIFTED)].shape[:2]
+            aside = self._drivable(one.drivable(step, "drivable_aside"), (size[0], size[1]))
         boxed = one.has("boxes", step)
         boxes, rejected = self._boxes(one, step, (height, width), semantic) if boxed else (_NO_BOXES, [])
         row: dict[str, Any] = {
@@ -287,6 +297,7 @@ class CarlaSource:
             "widths": [image.shape[1] for image in images],
             "semantic": b"" if semantic is None else encode_mask(semantic),
             "drivable": b"" if drivable is None else encode_mask(drivable),
+            "drivable_aside": b"" if aside is None else encode_mask(aside),
             "has_boxes": boxed,
             **_log_columns(one, step),
             **boxes,
@@ -305,8 +316,7 @@ class CarlaSource:
         ]
         return np.array(table, np.uint8)[tags]
 
-    def _drivable(self, one: Run, step: Step, size: tuple[int, int]) -> np.ndarray:
-        path = one.drivable(step)
+    def _drivable(self, path: Path, size: tuple[int, int]) -> np.ndarray:
         mask = carla.read_png(path)
         _check_size(path, mask.shape[:2], size)
         if mask.ndim != 2 or mask.max(initial=0) >= len(DRIVABLE):
@@ -445,7 +455,7 @@ class CarlaSource:
 
     def _file_listing(self) -> dict[str, dict[str, Any]]:
         places = [f"images/{camera}" for camera in self.cameras]
-        places += [f"segmentation/{run.LABELLED}", f"drivable/{run.LABELLED}"]
+        places += [carla.PARTS[part] for part in ("tags", "drivable", "drivable_aside")]
         suffixes = dict.fromkeys(places, ".png") | dict.fromkeys([f"annots/{run.LABELLED}", "boxes3d"], ".json")
         wanted = [(folder / place, suffix) for folder in self.folders for place, suffix in suffixes.items()]
         return {str(place): folder_listing(place, suffix) for place, suffix in wanted}

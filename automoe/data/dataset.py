@@ -97,7 +97,11 @@ class ImageDataset(ABC, Dataset[dict[str, Any]]):
             raise IndexError(f"index {index} of {len(self)} samples in {self.info.path}")
         if self._table is None:
             self._table = open_rows(self.info.path)
-        return self.make_row(self._table[int(self._rows[index])])
+        return self.view(int(self._rows[index]))
+
+    def view(self, number: int) -> PreparedRow:
+        """What is seen under a number of `rows`: the stored row of that number."""
+        return self.make_row(self._table[number])
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)

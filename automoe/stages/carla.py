@@ -200,7 +200,9 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
 
     def open(self, root: Path, config: CarlaStageConfig, flags: TrainFlags, seed: int, dist: Distributed) -> StageData:
         train_info, val_info = prepare_splits(root, TASK, flags.prepared_dir, dist)
-        train = CarlaImages(train_info.path, self.kind, config.train_transform(), seed=seed, limit=flags.limit)
+        train = CarlaImages(
+            train_info.path, self.kind, config.train_transform(), seed=seed, limit=flags.limit, aside=True
+        )
         val = CarlaImages(val_info.path, self.kind, EvalTransform(config.size), limit=flags.limit)
         if train.collapse != val.collapse or dict(train_info.options) != dict(val_info.options):
             raise ConfigError(
@@ -218,7 +220,8 @@ class CarlaStage(ExpertStage[CarlaStageConfig]):
             "dataset_fingerprint": {"train": train_info.fingerprint, "val": val_info.fingerprint},
             "data_root": str(train_info.path),
         }
-        words = f"{len(train)} CARLA frames ({len(val)} for validation) at {width}x{height}"
+        aside = f", {train.from_aside} of them seen from aside" if train.from_aside else ""
+        words = f"{len(train)} CARLA frames{aside} ({len(val)} for validation) at {width}x{height}"
         return StageData(train, val, collate, meta, words, model={"collapse": dict(train.collapse)})
 
     def build(self, config: CarlaStageConfig, flags: TrainFlags, resuming: bool, dist: Distributed) -> Expert:

@@ -282,13 +282,14 @@ class _Recorder:
             images[camera.name] = shade(frame, scene, camera, self.renderer, look, self.rng, glow)
         log = self._log(tick, control)
         if run.SHIFTED in self.plan.cameras:
-            images[run.SHIFTED], log["camera_shift"] = self._shifted(light, look, glow)
+            images[run.SHIFTED], labels["drivable_aside"], log["camera_shift"] = self._shifted(light, look, glow)
         lidar = None if self.caster is None else lidar_points(self.caster.sweep(scene, self.lidar), self.rng)
         boxes3d = [_box3d(actor) for actor in _near(scene)]
         self.writer.frame(Frame(tick, log, images, lidar=lidar, boxes3d=boxes3d, **labels))
 
-    def _shifted(self, light: Light, look: Look, glow: Any) -> tuple[np.ndarray, dict[str, float]]:
-        """The picture of run.SHIFTED, and where it stood, in CARLA's axes."""
+    def _shifted(self, light: Light, look: Look, glow: Any) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+        """The picture of run.SHIFTED, its lanes, and where it stood, in CARLA's axes."""
+        from automoe.world.annotate import drivable_mask
         from automoe.world.look import shade
         from automoe.world.rig import shifted_camera
 
@@ -297,7 +298,7 @@ class _Recorder:
         camera = shifted_camera(front, aside, turn)
         frame = self.renderer.render(self.drive.scene, camera, light)
         picture = shade(frame, self.drive.scene, camera, self.renderer, look, self.rng, glow)
-        return picture, {"y": 0.0 - float(aside), "yaw": say_yaw(turn)}
+        return picture, drivable_mask(frame, self.drive.scene, camera), {"y": 0.0 - float(aside), "yaw": say_yaw(turn)}
 
     def _tags(self, frame: rendering.Frame) -> np.ndarray:
         """CARLA's tags uint8 [H, W] of a frame."""

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from automoe.carla.run import CAMERAS, SHIFTED
 from automoe.data import carla
 from automoe.data.carla_prepared import CarlaImages, TimeIndex
 from automoe.data.prepared import prepare
+from automoe.data.sequences import into_frame, shift_pose
 from automoe.data.transforms import EvalTransform
 from automoe.errors import WorldError
+from automoe.moe.ground import CameraSpec, Ground
 from automoe.report.doctor_carla import doctor_carla
 from automoe.taxonomy import BDD_DETECTION, CARLA_TAGS, DRIVABLE, SEMANTIC
 from automoe.world import carla_writer
@@ -187,6 +190,35 @@ def test_a_camera_that_stands_aside_is_rendered_and_told(tmp_path: Path) -> None
         assert np.abs(front - aside).mean() > 1.0
     info = prepare(out, "frames", "train", tmp_path / "train", options={"cameras": ["front", SHIFTED]}, workers=1)
     np.testing.assert_allclose(TimeIndex.load(info.path).columns["shift"], shift)
+
+
+def test_lanes_are_labelled_from_aside_too(tmp_path: Path) -> None:
+    """Each such picture is a sample more, and its lane lies where the car would see it from there."""
+    out = tmp_path / "raw"
+    export_carla(out, 1, 1, 0, seconds=1.0, size=SIZE, cameras=["front", SHIFTED], lidar=False, workers=1)
+    options = {"cameras": ["front", SHIFTED]}
+    info = prepare(out, "frames", "train", tmp_path / "train", options=options, workers=1)
+    height, width = SIZE[1], SIZE[0]
+    data = CarlaImages(info.path, "drivable", EvalTransform((height, width)), aside=True)
+    assert (len(data), data.from_aside) == (2 * info.count, info.count)
+    assert CarlaImages(info.path, "drivable", EvalTransform((height, width))).from_aside == 0
+    assert CarlaImages(info.path, "segmentation", EvalTransform((height, width)), aside=True).from_aside == 0
+    ys, xs = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+    ground = Ground(CameraSpec.of_rig(info.rig), (height, width))(torch.stack([xs, ys], dim=-1)).double().numpy()
+
+    def middle(places: np.ndarray) -> float:
+        """Of what lies 6 to 9 m ahead, to the left."""
+        return float(places[(places[:, 0] > 6.0) & (places[:, 0] < 9.0), 1].mean())
+
+    for index, shift in enumerate(TimeIndex.load(info.path).columns["shift"]):
+        front, aside = (ground[data.row(row).mask() == 0] for row in (index, info.count + index))
+        moved = into_frame(shift_pose(np.eye(4), *shift), front)
+        assert middle(aside) == pytest.approx(middle(moved), abs=0.3)
+        assert data.row(info.count + index).name.endswith(" aside")
+        assert len(data.row(info.count + index).boxes) == 0
+    # Who doesn't ask for that camera gets what it sees neither as a picture nor as a label.
+    alone = prepare(out, "frames", "train", tmp_path / "alone", options={"cameras": ["front"]}, workers=1)
+    assert CarlaImages(alone.path, "drivable", EvalTransform((height, width)), aside=True).from_aside == 0
 
 
 def test_a_run_may_begin_under_way_and_in_more_towns(tmp_path: Path) -> None:
