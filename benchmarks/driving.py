@@ -4,8 +4,9 @@
 
 Each stage is commands that a person could type, printed as they are run; two of one stage run beside each other, with
 half of the cores each. A stage that is finished is not run again, and its seconds are kept: the same line goes on where
-it was stopped. Measured are, on 20 routes of 300 m with 3 seeds, the learned top-2 gate, the teacher and the blind
-baselines, and on the first 5 of them the other arms; by `automoe gate` the open-loop arms, FLOPs and milliseconds.
+it was stopped, and what has been measured by then is written. Measured are, on 20 routes of 300 m with 3 seeds, the
+learned top-2 gate, the teacher and the blind baselines, and on the first 5 of them the other arms; by `automoe gate`
+the open-loop arms, FLOPs and milliseconds.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Recipe:
         self.raw, self.prepared, self.output = work / "raw", work / "preprocessed", work / "output"
         models = self.output / "models" / "checkpoints"
         self.gate = models / "gating_network" / RUN / "best.pth"
-        self.policy, self.blind = (models / "carla_policy" / run / "best.pth" for run in (RUN, "blind"))
+        self.seeing, self.unseeing = (models / "carla_policy" / run / "best.pth" for run in (RUN, "blind"))
         self.settings = {"PYTHON": sys.executable, "DEVICE": "cpu", "OUTPUT_ROOT": str(self.output)}
 
     def write_configs(self) -> None:
@@ -113,9 +114,11 @@ class Recipe:
             f"DATA_ROOT={self.prepared} BATCH_SIZE={48 // count} bash training/train_gating_network.sh"
         ]
 
-    def policies(self) -> list[str]:
-        line = f"training/train_carla_policy.py --config {self.work}/policy.json"
-        return [self._trained(line, RUN), self._trained(line + " --blind", "blind")]
+    def blind(self) -> list[str]:
+        return [self._trained(f"training/train_carla_policy.py --config {self.work}/policy.json --blind", "blind")]
+
+    def policy(self) -> list[str]:
+        return [self._trained(f"training/train_carla_policy.py --config {self.work}/policy.json", RUN)]
 
     def _trained(self, script: str, run: str) -> str:
         return (
@@ -132,7 +135,7 @@ class Recipe:
     def drive(self) -> list[str]:
         return [
             f"{BIN}/automoe drive --checkpoint {self.gate} --out {self.work}/drives --number {self.options.routes} "
-            f"--seeds 3 --beside teacher constant_velocity blind={self.blind} && "
+            f"--seeds 3 --beside teacher constant_velocity blind={self.unseeing} && "
             f"cp {self.work}/drives/summary.json {self.work}/drives/all_routes.json"
         ]
 
@@ -144,14 +147,16 @@ class Recipe:
             "best_fixed_pair": said["best fixed pair"],
             "random_2": "random:2",
         }
-        beside = [f"no_experts={self.policy}", *(f"{name}={self.gate}@{router}" for name, router in routed.items())]
+        beside = [f"no_experts={self.seeing}", *(f"{name}={self.gate}@{router}" for name, router in routed.items())]
         return [
             f"{BIN}/automoe drive --checkpoint {self.gate} --out {self.work}/drives --number {self.options.arm_routes} "
             f"--seeds 3 --videos 0 --beside {' '.join(beside)}"
         ]
 
 
-STAGES = ("experts", "record", "prepare", "finetune", "mixture", "policies", "open_loop", "drive", "arms")
+STAGES = (
+    "experts", "record", "prepare", "finetune", "mixture", "blind", "drive", "policy", "open_loop", "arms",
+)  # fmt: skip
 
 
 def _profile(component: str) -> dict[str, Any]:
@@ -198,8 +203,8 @@ def main() -> None:
         stages[name] = {"seconds": round(seconds), "commands": words}
         write_text(kept, json.dumps(stages, indent=1) + "\n")
         print(f"[{name}] {seconds:.0f} s", flush=True)
-    if options.until == STAGES[-1]:
-        parts = {name: work / path for name, path in PARTS.items()}
+    parts = {name: work / path for name, (stage, path) in PARTS.items() if stage in stages}
+    if parts:
         found = {name: json.loads(path.read_bytes()) for name, path in parts.items()}
         said = {"cores": available_cores(), **origin(), "stages": stages, **found}
         text = json.dumps(said, indent=1).replace(str(work), "$WORK")
@@ -207,8 +212,12 @@ def main() -> None:
         print(options.json)
 
 
-PARTS = {"drives": "drives/all_routes.json", "arms": "drives/summary.json", "open_loop": "gate_report.json"}
-"""Of the result, and where the stages leave them; drives that both stages ask for are driven once."""
+PARTS = {
+    "drives": ("drive", "drives/all_routes.json"),
+    "open_loop": ("open_loop", "gate_report.json"),
+    "arms": ("arms", "drives/summary.json"),
+}
+"""Of the result, the stage of each and what it leaves; drives that two stages ask for are driven once."""
 
 
 if __name__ == "__main__":

@@ -52,6 +52,10 @@ def test_every_stage_is_run_once_and_what_it_left_is_put_together(
     assert list(json.loads((tmp_path / "stages.json").read_text())) == ["experts", "record", "prepare"]
     assert not (tmp_path / "found.json").exists()
     count = len(lines)
+    run(driving, monkeypatch, tmp_path, "--until", "drive")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["drives"]["of"] == "drive"
+    assert not {"open_loop", "arms"} & set(found)
     run(driving, monkeypatch, tmp_path)
     found = json.loads((tmp_path / "found.json").read_text())
     assert list(found["stages"]) == list(driving.STAGES)
