@@ -28,7 +28,7 @@ from automoe.machine import available_cores
 ROOT = project_root()
 BIN = Path(sys.executable).parent
 RUN = "driving"
-LONGER = {"detection": 1000, "segmentation": 500, "nuscenes_2d": 600, "drivable": 250}
+LONGER = {"detection": 1000, "segmentation": 500, "nuscenes_2d": 600, "drivable": 1500}
 """Steps of fine-tuning; the demo's experts have a sixth to a half of them."""
 
 SCALE = [0.65, 1.2]
