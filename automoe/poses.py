@@ -12,6 +12,13 @@ LOOKING_FORWARD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
 z up)."""
 
 
+def pinhole(height: int, width: int, field_of_view: float) -> np.ndarray:
+    """The intrinsics [3, 3] of a camera whose axis goes through the middle of its picture. field_of_view: horizontal,
+    degrees."""
+    focal = width / 2 / np.tan(np.radians(field_of_view) / 2)
+    return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+
+
 def rotation_z(angle: float) -> np.ndarray:
     """The matrix that turns by `angle` radians, counter-clockwise seen from above."""
     c, s = np.cos(angle), np.sin(angle)

@@ -29,7 +29,7 @@ ROOT = project_root()
 BIN = Path(sys.executable).parent
 RUN = "driving"
 LONGER = {"detection": 1000, "segmentation": 500, "nuscenes_2d": 600, "drivable": 1500}
-"""Steps of fine-tuning; the demo's experts have a sixth to a half of them."""
+"""Steps of fine-tuning; the demo's experts have far fewer."""
 
 SCALE = [0.65, 1.2]
 """Of fine-tuning's pictures: a gate shows the experts smaller ones than they are trained on."""

@@ -33,7 +33,7 @@ class ModelAgent:
         self.controller = controller or Controller()
         self.trouble: dict[str, int] = {}
         self.router = router
-        self.looks = not self.model.config.context.blind or bool(self.model.names)
+        self.looks = self.model.config.looks
         self.source = LiveTokens(self.model.experts)
         self._path: np.ndarray | None = None
         self._shown: dict[str, Any] = {}

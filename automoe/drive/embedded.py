@@ -14,7 +14,7 @@ from automoe.drive.leaderboard import RouteRecord
 from automoe.drive.referee import Referee
 from automoe.drive.simulator import observation_of
 from automoe.errors import WorldError
-from automoe.poses import LOOKING_FORWARD
+from automoe.poses import LOOKING_FORWARD, pinhole
 from automoe.world.carla_writer import carla_weather
 from automoe.world.contacts import Obstacles
 from automoe.world.drive import STEP, Drive
@@ -38,8 +38,9 @@ def rig_camera(rig: Mapping[str, Any], name: str = LABELLED) -> Camera:
     T_ego_cam = T_ego_mount.copy()
     T_ego_cam[:3, :3] = T_ego_mount[:3, :3] @ LOOKING_FORWARD
     T_ego_cam[0, 3] += AHEAD  # rigs are said from the car's middle, the world's ego from its rear axle
-    focal = width / 2 / np.tan(np.radians(said["field_of_view"]) / 2)
-    return Camera(name, int(width), int(height), focal, focal, width / 2, height / 2, T_ego_cam)
+    intrinsic = pinhole(height, width, said["field_of_view"])
+    (fx, cx), (fy, cy) = intrinsic[0, [0, 2]], intrinsic[1, [1, 2]]
+    return Camera(name, int(width), int(height), fx, fy, cx, cy, T_ego_cam)
 
 
 def begin_drive(route: Route, seed: int, conditions: Conditions | None = None) -> Drive:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from automoe.carla.run import LABELLED
 from automoe.errors import ConfigError
+from automoe.poses import LOOKING_FORWARD, pinhole
 
 FARTHEST = 60.0
 """Metres from the camera of all that is farther away, or above the horizon: its direction is what is left of it."""
@@ -59,9 +60,8 @@ class Ground(nn.Module):
         (height, width), mount = camera.size, np.array(camera.T_ego_mount, np.float64)
         fit = np.eye(3)
         fit[:2] = np.diag([size[1] / width, size[0] / height, 1.0])[:2] if matrix is None else matrix
-        focal = width / 2 / math.tan(math.radians(camera.field_of_view) / 2)
-        unproject = np.array([[0, 0, 1.0], [-1 / focal, 0, width / 2 / focal], [0, -1 / focal, height / 2 / focal]])
-        rays = mount[:3, :3] @ unproject @ np.linalg.inv(fit) @ np.diag([size[1], size[0], 1.0])
+        unproject = np.linalg.inv(pinhole(height, width, camera.field_of_view))
+        rays = mount[:3, :3] @ LOOKING_FORWARD @ unproject @ np.linalg.inv(fit) @ np.diag([size[1], size[0], 1.0])
         self.register_buffer("rays", torch.from_numpy(rays).float(), persistent=False)
         self.place, self.height = mount[:2, 3].tolist(), float(mount[2, 3])
 

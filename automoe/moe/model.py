@@ -41,6 +41,11 @@ class DrivingConfig:
         """From a checkpoint's or a config's plain values. Raises ConfigError."""
         return from_dict(cls, dict(plain), where)
 
+    @property
+    def looks(self) -> bool:
+        """Whether pictures are looked at, by experts or by the stem."""
+        return bool(self.experts) or not self.context.blind
+
     def plain(self) -> dict[str, Any]:
         """As JSON and checkpoints have it."""
         return asdict(self)

@@ -17,7 +17,7 @@ from automoe.data.carla_source import CarlaSource, find_carla, split_runs
 from automoe.data.images import decode_jpeg, decode_mask
 from automoe.data.nuscenes import CameraFrame
 from automoe.errors import DataError
-from automoe.poses import LOOKING_FORWARD
+from automoe.poses import LOOKING_FORWARD, pinhole
 from automoe.report.doctor import condense, findings
 from automoe.report.pictures import contact_sheet, draw_boxes, fit_width, legend, overlay_mask, save_png, stack_rows
 from automoe.report.pictures_3d import draw_camera
@@ -281,8 +281,7 @@ def _points(image: np.ndarray, one: Run, step: Step, row: dict[str, Any]) -> np.
     looking[:3, :3] = LOOKING_FORWARD
     T_ego_cam = T_ego_mount @ looking
     height, width = row["heights"][0], row["widths"][0]
-    focal = width / 2 / np.tan(np.radians(field_of_view) / 2)
-    intrinsic = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+    intrinsic = pinhole(height, width, field_of_view)
     camera = CameraFrame(layout.LABELLED, Path(), 0, (height, width), intrinsic, np.linalg.inv(T_ego_cam))
     boxes = np.array(row["boxes3d"], np.float64).reshape(-1, 10)
     points = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -252,9 +252,9 @@ def train_planning(
     train_info, val_info = prepare_splits(root, TASK, flags.prepared_dir, dist)
     torch.manual_seed(seed)
     specs = {name: expert.spec for name, expert in job.experts.items()}
-    looks = bool(specs) or not config.context.blind
-    camera = CameraSpec.of_rig(train_info.rig) if looks else None
-    shape = DrivingConfig(specs, config.context, config.gate, config.planner, config.sequence, camera)
+    shape = DrivingConfig(specs, config.context, config.gate, config.planner, config.sequence)
+    if shape.looks:
+        shape = replace(shape, camera=CameraSpec.of_rig(train_info.rig))
     model = DrivingModel(shape, job.experts, pretrained=flags.pretrained and job.start is None)
     if job.start is not None:
         model.load_state_dict(dict(job.start))
