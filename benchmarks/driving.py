@@ -3,8 +3,8 @@
     python benchmarks/driving.py --work driving --json benchmarks/results/driving.json
 
 Each stage is commands that a person could type, printed as they are run; two of one stage run beside each other, with
-half of the cores each. A stage that is finished is not run again, and its seconds are kept: the same line goes on where
-it was stopped, and what has been measured by then is written. Measured are, on 20 routes of 300 m with 3 seeds, the
+half of the cores each. A stage that is finished is not run again, and its seconds and commit are kept: the same line
+goes on where it was stopped, and what has been measured by then is written. Measured are, on 20 routes of 300 m with 3 seeds, the
 learned top-2 gate, the teacher and the blind baselines, and on the first 5 of them the other arms; by `automoe gate`
 the open-loop arms, FLOPs and milliseconds.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from automoe.config import profile_path, project_root
-from automoe.engine.manifest import origin
+from automoe.engine.manifest import git_state, versions
 from automoe.files import write_text
 from automoe.machine import available_cores
 
@@ -198,15 +198,16 @@ def main() -> None:
             print(f"[{name}] done before, in {stages[name]['seconds']} s")
             continue
         commands = getattr(recipe, name)()
+        code = git_state()
         seconds = run_stage(name, commands, recipe.settings)
         words = [command.replace(str(work), "$WORK").replace(str(BIN) + "/", "") for command in commands]
-        stages[name] = {"seconds": round(seconds), "commands": words}
+        stages[name] = {"seconds": round(seconds), "commands": words, **code}
         write_text(kept, json.dumps(stages, indent=1) + "\n")
         print(f"[{name}] {seconds:.0f} s", flush=True)
     parts = {name: work / path for name, (stage, path) in PARTS.items() if stage in stages}
     if parts:
         found = {name: json.loads(path.read_bytes()) for name, path in parts.items()}
-        said = {"cores": available_cores(), **origin(), "stages": stages, **found}
+        said = {"cores": available_cores(), "versions": versions(), "stages": stages, **found}
         text = json.dumps(said, indent=1).replace(str(work), "$WORK")
         write_text(options.json, text + "\n")
         print(options.json)
