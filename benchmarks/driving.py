@@ -4,9 +4,9 @@
 
 Each stage is commands that a person could type, printed as they are run; two of one stage run beside each other, with
 half of the cores each. A stage that is finished is not run again, and its seconds and commit are kept: the same line
-goes on where it was stopped, and what has been measured by then is written. Measured are, on 20 routes of 300 m with 3 seeds, the
-learned top-2 gate, the teacher and the blind baselines, and on the first 5 of them the other arms; by `automoe gate`
-the open-loop arms, FLOPs and milliseconds.
+goes on where it was stopped, and what has been measured by then is written. Measured are, on 20 routes of 300 m with 3
+seeds, the learned top-2 gate, the teacher and the blind baselines, and on the first 5 of them the other arms; by
+`automoe gate` the open-loop arms, FLOPs and milliseconds.
 """
 
 from __future__ import annotations
