@@ -31,12 +31,14 @@ class ContextConfig:
     """The stem and what is done to the car's state.
 
     size: of the stem's pictures, height and width. stride: of its only map. speed_dropout: how often, in training, the
-    car's motion is hidden. ambient: whether rain and darkness are told; ambient_dropout: how often, in training, they
-    are not all the same, so that one model can be asked with them and without. motion_to_planner: whether path and
-    target speed are told the car's motion: who sees how fast it is learns to go on like that; gate and waypoints always
-    are, and who is blind is. map_to_planner: whether the planner is given the stem's map, too; without it the stem is
-    for the gate alone, and what is seen is seen by experts. blind: whether there is no stem: the car's state and the
-    route are all that is known.
+    car's motion is hidden; speed_swap: how often the gate is told that of another moment of the batch instead: what
+    is worth a look doesn't depend on how fast the car is, and in records it seems to, since a car that stands has
+    nearly always the same before it. ambient: whether rain and darkness are told; ambient_dropout: how often, in
+    training, they are not all the same, so that one model can be asked with them and without. motion_to_planner:
+    whether path and target speed are told the car's motion: who sees how fast it is learns to go on like that; gate
+    and waypoints always are, and who is blind is. map_to_planner: whether the planner is given the stem's map, too;
+    without it the stem is for the gate alone, and what is seen is seen by experts. blind: whether there is no stem:
+    the car's state and the route are all that is known.
     """
 
     backbone: str = "tf_efficientnet_lite0"
@@ -45,6 +47,7 @@ class ContextConfig:
     stride: int = 16
     frozen_stages: int = 2
     speed_dropout: float = 0.3
+    speed_swap: float = 0.5
     ambient: bool = True
     ambient_dropout: float = 0.3
     motion_to_planner: bool = False
@@ -56,7 +59,7 @@ class ContextConfig:
             raise ConfigError(
                 f"context.size is {list(self.size)}; give multiples of the stride {self.stride} (8, 16 or 32)."
             )
-        for name in ("speed_dropout", "ambient_dropout"):
+        for name in ("speed_dropout", "speed_swap", "ambient_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"context.{name} is {getattr(self, name)}; give a share from 0 to below 1.")
 
@@ -134,7 +137,7 @@ class ContextEncoder(nn.Module):
         vector = moving = state = self._state(observation, motion)
         if not config.blind:
             seen = self.look(observation.image) if seen is None else seen
-            vector = vector + self.glance(seen.features.mean(dim=1))
+            vector = self._state(observation, self._swapped(motion)) + self.glance(seen.features.mean(dim=1))
             if not config.motion_to_planner:
                 state = self._state(observation, torch.full_like(motion, float("nan")))
         tokens, places = state[:, None], torch.full_like(state[:, None, :2], float("nan"))
@@ -154,6 +157,13 @@ class ContextEncoder(nn.Module):
             return values
         hidden = torch.rand(len(values), *[1] * (values.dim() - 1), device=values.device) < dropout
         return values.masked_fill(hidden, float("nan"))
+
+    def _swapped(self, motion: Tensor) -> Tensor:
+        """Motion [B, past + 1, 2], in training for a share of the samples another one's of the batch."""
+        if not (self.training and self.config.speed_swap > 0.0):
+            return motion
+        swapped = torch.rand(len(motion), 1, 1, device=motion.device) < self.config.speed_swap
+        return torch.where(swapped, motion[torch.randperm(len(motion), device=motion.device)], motion)
 
     def _numbers(self, motion: Tensor, observation: ObservationBatch) -> Tensor:
         """The car's state, each number with whether it is known: [B, N]."""

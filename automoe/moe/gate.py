@@ -24,7 +24,7 @@ class GateConfig:
     """top_k: experts that run at a moment. temperature: of the softmax over them; below 1 it is more decided.
     balance_weight: of the Switch loss that spreads use. supervision: `utility` teaches the gate the measured loss
     reductions, `none` leaves it to the planning loss. utility_weight, utility_temperature: of that lesson; a loss
-    difference of the temperature makes an expert e times as likely; utility_share: of each batch, on which it is
+    difference of the temperature makes an expert e times as likely. utility_share: of each batch, on which it is
     measured: that takes a plan for each expert and one without any. explore: share of training moments at which
     experts, from none to all, are drawn at random instead, so that the planner learns to hear any of them.
     """
@@ -33,7 +33,7 @@ class GateConfig:
     temperature: float = 1.0
     balance_weight: float = 0.0
     supervision: str = "utility"
-    utility_weight: float = 1.0
+    utility_weight: float = 4.0
     utility_temperature: float = 0.05
     utility_share: float = 0.25
     explore: float = 0.5
@@ -96,9 +96,15 @@ def balance_loss(routing: Routing) -> Tensor:
 
 def utility_loss(logits: Tensor, utility: Tensor, temperature: float) -> Tensor:
     """Cross entropy of the gate's logits [B, E] to the softmax of what each expert is worth [B, E], in units of the
-    loss; lower where better experts get higher logits."""
-    wanted = (utility.float() / temperature).softmax(dim=-1)
-    return F.cross_entropy(logits.float(), wanted)
+    loss; lower where better experts get higher logits.
+
+    Moments count by how much the best expert is worth more than the worst, up to 1: a light that turns green is seldom,
+    and there hangs more on who looks than at a hundred moments before it.
+    """
+    utility = utility.float()
+    at_stake = (utility.amax(dim=-1) - utility.amin(dim=-1)).clamp(max=1.0)
+    wanted = (utility / temperature).softmax(dim=-1)
+    return (at_stake * F.cross_entropy(logits.float(), wanted, reduction="none")).mean()
 
 
 def random_choice(

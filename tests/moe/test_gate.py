@@ -73,6 +73,15 @@ def test_the_utility_loss_makes_the_useful_one_likelier() -> None:
     assert logits.argmin() == 2
 
 
+def test_a_seldom_moment_at_which_much_depends_on_the_choice_outweighs_many_at_which_nothing_does() -> None:
+    # Nineteen times the second is worth a little more; once the first is worth very much more.
+    utility = torch.tensor([[0.0, 0.03]] * 19 + [[3.0, 0.0]])
+    logits = nn.Parameter(torch.zeros(2))
+    utility_loss(logits.expand(20, 2), utility, 0.05).backward()
+    assert logits.grad is not None
+    assert logits.grad[0] < 0.0 < logits.grad[1]
+
+
 def test_what_is_drawn_is_from_none_to_k_and_nobody_is_preferred() -> None:
     drawn = random_choice(6000, 4, 2, torch.device("cpu"), torch.Generator().manual_seed(0))
     counts = torch.bincount(drawn.sum(1), minlength=5)

@@ -14,6 +14,7 @@ from automoe.engine import checkpoint
 from automoe.errors import CheckpointError, ConfigError
 from automoe.moe.cache import CachedTokens, TokenCache, fill
 from automoe.moe.checkpoint import load_driving_model
+from automoe.moe.context import ContextEncoder
 from automoe.moe.model import DrivingConfig, DrivingModel
 from automoe.moe.routers import drawn, fixed, given, learned, uniform
 from automoe.moe.tokens import LiveTokens
@@ -96,6 +97,20 @@ def test_gate_and_waypoints_know_how_fast_the_car_is_and_path_and_speed_do_not()
         replace(shape, context=replace(shape.context, motion_to_planner=True)), experts(*ALL)
     ).eval()  # fmt: skip
     assert not torch.equal(told(seen, None, nobody)[0].speed_logits, told(faster, None, nobody)[0].speed_logits)
+
+
+def test_in_training_the_gate_is_told_the_motion_of_other_moments_and_nobody_else_is() -> None:
+    shape = model(*ALL).config.context
+    shape, seen = replace(shape, speed_dropout=0.0, ambient_dropout=0.0), observation(64)
+    driver = ContextEncoder(shape, 32, 0, CAMERA)
+    own = driver.eval()(seen)
+    driver.training = True
+    swapped = driver(seen)
+    assert torch.equal(own.moving, swapped.moving)
+    assert torch.equal(own.state, swapped.state)
+    assert torch.equal(own.speed, swapped.speed)
+    changed = (own.vector != swapped.vector).any(dim=-1).float().mean()
+    assert 0.25 < changed < 0.75
 
 
 def test_who_looks_at_pictures_needs_the_camera() -> None:
