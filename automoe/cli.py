@@ -121,6 +121,9 @@ def export_carla_command(
     ] = None,
     towns: Annotated[int, Parameter(help="to train in, by turns")] = 8,
     lead_in: Annotated[float, Parameter(help="up to so many seconds are driven before a run is recorded")] = 0.0,
+    late_starts: Annotated[
+        float, Parameter(help="up to so many seconds the teacher stands on where nothing holds him any more")
+    ] = 0.0,
     lidar: Annotated[bool, Parameter(help="record a LiDAR, too")] = True,
     workers: int | None = None,
 ) -> None:
@@ -136,7 +139,7 @@ def export_carla_command(
     with progress_bar("drive and render") as progress:
         world = export_carla(
             out, runs, val_runs, seed, seconds=seconds, size=size, save_every=save_every,
-            cameras=cameras or CAMERAS, towns=towns, lead_in=lead_in, lidar=lidar,
+            cameras=cameras or CAMERAS, towns=towns, lead_in=lead_in, late_starts=late_starts, lidar=lidar,
             workers=workers, progress=progress,
         )  # fmt: skip
     for split in ("train", "val"):

@@ -11,8 +11,11 @@ import math
 import numpy as np
 
 from automoe.world import polyline, vehicle
-from automoe.world.drive import Drive
+from automoe.world.drive import STEP, Drive
 from automoe.world.vehicle import Control
+
+FREE = 1.5
+"""Target speed, m/s, from which on nothing holds a car that stands."""
 
 AIM_SECONDS, AIM_LEAST, AIM_MOST = 0.6, 3.0, 9.0
 """How far ahead it aims: a time at its speed, between two distances (metres)."""
@@ -42,3 +45,26 @@ class Autopilot:
         aside = math.cos(car.yaw) * gap[1] - math.sin(car.yaw) * gap[0]
         curvature = 2.0 * aside / max(float(gap @ gap), 1.0)
         return vehicle.control_for(car.speed, 0.0, curvature).steer
+
+
+class LateStarts:
+    """The teacher, who doesn't notice at once that nothing holds him any more: he stands on for up to `most` seconds,
+    drawn each time. A learner sees then what it is to stand before a light that is green, which who always sets off at
+    once shows in one moment of a thousand; what he should want there is told beside (`Traffic.target_speed`). To be
+    asked once in each step of a drive.
+    """
+
+    def __init__(self, pilot: Autopilot, rng: np.random.Generator, most: float) -> None:
+        self.pilot, self.rng, self.most = pilot, rng, most
+        self._left: float | None = None
+
+    def control(self, drive: Drive) -> Control:
+        """What to do now."""
+        control = self.pilot.control(drive)
+        if drive.car.speed >= 0.3 or drive.traffic.target_speed() < FREE:
+            self._left = None
+            return control
+        if self._left is None:
+            self._left = float(self.rng.uniform(0.0, self.most))
+        self._left -= STEP
+        return Control(brake=0.5, steer=control.steer) if self._left > 0.0 else control

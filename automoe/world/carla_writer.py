@@ -100,6 +100,7 @@ class RunPlan:
     look: str = "carla"
     version: int = FORMAT_VERSION
     lead_in: float = 0.0
+    late_starts: float = 0.0
     lidar: bool = True
 
     def town(self, split: str, index: int) -> str:
@@ -129,6 +130,7 @@ def export_carla(
     cameras: Sequence[str] = run.CAMERAS,
     towns: int = len(TRAIN_TOWNS),
     lead_in: float = 0.0,
+    late_starts: float = 0.0,
     lidar: bool = True,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -138,7 +140,8 @@ def export_carla(
     seconds: of each run, at most. size: width and height of the pictures; 800 x 600 is that of public runs. save_every:
     ticks of 0.05 s from frame to frame. cameras: some of run.CAMERAS, the labelled one among them, and run.SHIFTED
     beside them. towns: to train in, by turns. lead_in: up to so many seconds, drawn for each run, are driven before it
-    is recorded: otherwise all begin with a car that sets off. lidar: whether there is one; it takes a sixth of the
+    is recorded: otherwise all begin with a car that sets off. late_starts: for up to so many seconds the teacher stands
+    on where nothing holds him any more (`autopilot.LateStarts`). lidar: whether there is one; it takes a sixth of the
     time. progress: called with (runs done, runs in all). Returns the content of world.json. Raises WorldError when
     `out` holds an export with other settings, or the world cannot be rendered.
     """
@@ -148,15 +151,17 @@ def export_carla(
             f"an export needs 1 to {FIRST_VAL} training runs, a validation run, a second of each and a tick between "
             "frames at least"
         )
-    if not 1 <= towns <= MOST_TOWNS or lead_in < 0.0:
-        raise WorldError(f"an export is in 1 to {MOST_TOWNS} training towns, with a lead-in of 0 s or more")
+    if not 1 <= towns <= MOST_TOWNS or lead_in < 0.0 or late_starts < 0.0:
+        raise WorldError(
+            f"an export is in 1 to {MOST_TOWNS} training towns, with a lead-in and late starts of 0 s or more"
+        )
     known = (*run.CAMERAS, run.SHIFTED)
     if run.LABELLED not in cameras or not set(cameras) <= set(known):
         raise WorldError(f"cameras are some of {', '.join(known)}, {run.LABELLED} among them, not {', '.join(cameras)}")
     chosen = tuple(name for name in known if name in cameras)
     plan = RunPlan(
         seed, (int(size[0]), int(size[1])), float(seconds), int(save_every), runs, val_runs, chosen,
-        train_towns(towns), lead_in=float(lead_in), lidar=bool(lidar),
+        train_towns(towns), lead_in=float(lead_in), late_starts=float(late_starts), lidar=bool(lidar),
     )  # fmt: skip
     check_settings(out, plan, folder_of("train", 0), "a run")
     begin(out, plan)
@@ -231,16 +236,17 @@ class _Recorder:
         self._paint, self._rails = np.array([*paint, False]), np.array([*rails, False])
 
     def record(self) -> None:
-        from automoe.world.autopilot import Autopilot
+        from automoe.world.autopilot import Autopilot, LateStarts
 
         pilot, touched, tick = Autopilot(), set(), 0
+        driver = LateStarts(pilot, self.rng, self.plan.late_starts) if self.plan.late_starts > 0.0 else pilot
         if self.plan.lead_in > 0.0:
             for _ in range(int(self.rng.uniform(0.0, self.plan.lead_in) / run.TICK)):
                 self.drive.step(pilot.control(self.drive))
             self.began = self.drive.scene.time
         for tick in range(round(self.plan.seconds / run.TICK)):
             self.before = before = self.drive.car
-            control = pilot.control(self.drive)
+            control = driver.control(self.drive)
             self.drive.step(control)
             for contact in self.drive.contacts:
                 if contact.id not in touched:

@@ -258,12 +258,16 @@ class Traffic:
     def target_speed(self) -> float:
         """The speed, m/s, at which the `advice` here would be neither to speed up nor to slow down, however fast the
         ego is, for a learner to go by: lines are stopped at SPARE metres earlier, since he errs, and from where their
-        lights are in sight; and a junction that may be entered by now is free, from as far as it is seen."""
+        lights are in sight; a junction that may be entered by now is free, from as far as it is seen; and whether one
+        can still stop at a light that turns yellow is decided as at the speed of a free road."""
         vehicle = self._vehicles[EGO]
-        lane_id, distance = self._next_junction(vehicle)
-        free = {lane_id} if lane_id and self._may_enter(vehicle, lane_id, distance, self._arrivals()) else set()
-        gap, speed = self._obstacle(replace(vehicle, granted=vehicle.granted | free), SPARE)
         allowed = self._allowed([vehicle])[EGO]
+        granted, (lane_id, distance) = set(vehicle.granted), self._next_junction(vehicle)
+        if lane_id is not None and self._may_enter(vehicle, lane_id, distance, self._arrivals(), allowed):
+            granted.add(lane_id)
+        elif lane_id is not None and self._signal(lane_id) == "yellow" and distance > _braked(allowed):
+            granted.discard(lane_id)
+        gap, speed = self._obstacle(replace(vehicle, granted=granted), SPARE)
         low, high = 0.0, allowed
         for _ in range(20):  # to a hundred thousandth of the limit
             middle = (low + high) / 2
@@ -452,14 +456,14 @@ class Traffic:
             if entry in held:
                 vehicle.granted.discard(lane_id)  # somebody before it on its lane has to wait
                 continue
-            reach = vehicle.speed**2 / (2 * BRAKING) + vehicle.speed * 0.5 + 4.0
+            reach = _braked(vehicle.speed) + vehicle.speed * 0.5 + 4.0
             if lane_id in vehicle.granted:
                 state = self._signal(lane_id)
-                too_late = state == "yellow" and distance > vehicle.speed**2 / (2 * BRAKING) + 1.0
+                too_late = state == "yellow" and distance > _braked(vehicle.speed) + 1.0
                 # Somebody else's ego may have stood through its green: what it was granted then is over.
                 if too_late or (vehicle.id == EGO and self._driven and state == "red" and distance > 0.0):
                     vehicle.granted.discard(lane_id)
-            elif distance < reach and self._may_enter(vehicle, lane_id, distance, arrivals):
+            elif distance < reach and self._may_enter(vehicle, lane_id, distance, arrivals, vehicle.speed):
                 vehicle.granted.add(lane_id)
             if lane_id not in vehicle.granted:
                 held.add(entry)
@@ -486,10 +490,16 @@ class Traffic:
         return None if signal is None else signal.state(self.time)
 
     def _may_enter(
-        self, vehicle: _Vehicle, lane_id: str, distance: float, arrivals: list[tuple[float, _Vehicle, str]]
+        self,
+        vehicle: _Vehicle,
+        lane_id: str,
+        distance: float,
+        arrivals: list[tuple[float, _Vehicle, str]],
+        speed: float,
     ) -> bool:
+        """Whether nothing speaks against it for a vehicle that comes at a speed, m/s."""
         state = self._signal(lane_id)
-        if state == "red" or (state == "yellow" and distance > vehicle.speed**2 / (2 * BRAKING)):
+        if state == "red" or (state == "yellow" and distance > _braked(speed)):
             return False
         must_stop = lane_id in self._roads.stop_controlled
         if must_stop and vehicle.waited < 0.6:
@@ -683,6 +693,11 @@ def _poses(vehicles: list[_Vehicle]) -> dict[int, tuple[np.ndarray, float]]:
         vehicle.id: (middle, math.atan2(gap[1], gap[0]))
         for vehicle, middle, gap in zip(vehicles, middles, gaps, strict=True)
     }
+
+
+def _braked(speed: float) -> float:
+    """Metres in which one comes to rest from a speed, braking comfortably."""
+    return speed**2 / (2 * BRAKING)
 
 
 def _idm(speed: float, allowed: float, gap: float, other: float) -> float:

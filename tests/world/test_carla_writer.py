@@ -235,9 +235,11 @@ def test_a_run_may_begin_under_way_and_in_more_towns(tmp_path: Path) -> None:
         export_carla(out, 3, 1, 5, seconds=1.0, size=SIZE, cameras=["front"], towns=3, workers=1)
     with pytest.raises(WorldError, match="1 to 99 training towns"):
         export_carla(out, 3, 1, 5, towns=100)
+    with pytest.raises(WorldError, match="late starts of 0 s or more"):
+        export_carla(out, 3, 1, 5, late_starts=-1.0)
     old = tmp_path / "old"
     export_carla(old, 1, 1, 0, seconds=1.0, size=SIZE, cameras=["front"], workers=1)
     world = json.loads((old / "world.json").read_bytes())
-    del world["settings"]["lead_in"]
+    del world["settings"]["lead_in"], world["settings"]["late_starts"]
     (old / "world.json").write_text(json.dumps(world))
     export_carla(old, 1, 1, 0, seconds=1.0, size=SIZE, cameras=["front"], workers=1)

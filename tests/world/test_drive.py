@@ -11,7 +11,7 @@ import shapely
 
 from automoe.errors import WorldError
 from automoe.world import motion, polyline
-from automoe.world.autopilot import Autopilot
+from automoe.world.autopilot import FREE, Autopilot, LateStarts
 from automoe.world.contacts import Obstacles, contacts, ego_body, rectangle
 from automoe.world.drive import STEP, Drive
 from automoe.world.motion import Traffic
@@ -115,7 +115,7 @@ def test_the_target_speed_is_where_the_advice_is_neutral(
             earlier += taught < wanted - 0.1
             for speed in (0.0, 10.0, wanted):
                 traffic.place_ego(replace(ego, speed=speed))
-                assert traffic.target_speed() == pytest.approx(taught, abs=0.05) or traffic.light_ahead()
+                assert traffic.target_speed() == pytest.approx(taught, abs=0.05)
             advice = traffic.advice()
             assert advice < 0.1
             neutral += advice > -0.1
@@ -137,6 +137,29 @@ def test_who_goes_at_the_target_speed_arrives(small_stage, obstacles) -> None:
     assert drive.station > route.length - 2.0
     assert min(wanted) < 0.5
     assert max(wanted) > 7.0
+
+
+def test_who_starts_late_stands_where_nothing_holds_him_and_no_longer_than_said(small_stage, obstacles) -> None:
+    def longest_stands(late: bool) -> list[float]:
+        """Seconds of each stand in which the target speed was that of a free road."""
+        stands = []
+        for seed in range(3):
+            route = draw_route(small_stage.town, np.random.default_rng(seed), 200.0)
+            drive, stood = Drive(small_stage, route, seed, obstacles=obstacles), 0.0
+            pilot = LateStarts(Autopilot(), np.random.default_rng(0), 4.0) if late else Autopilot()
+            for _ in range(round(60 / STEP)):
+                free = drive.car.speed < 0.3 and drive.traffic.target_speed() >= FREE
+                stands += [stood] if stood > 0.0 and not free else []
+                stood = stood + STEP if free else 0.0
+                drive.step(pilot.control(drive))
+                if drive.station > route.length - 2.0:
+                    break
+        return stands
+
+    on_time, late = longest_stands(late=False), longest_stands(late=True)
+    assert max(on_time) < 1.0
+    assert 2.0 < max(late) < 4.0 + 1.0
+    assert sum(late) > 3 * sum(on_time)
 
 
 def test_who_drives_into_somebody_stands_and_touches_him(small_stage, obstacles) -> None:
