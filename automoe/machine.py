@@ -6,6 +6,8 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def available_cores() -> int:
@@ -32,6 +34,19 @@ def one_core_environment() -> dict[str, str]:
     # glibc would give every picture-sized array back to the system and fetch it again: a third of the time.
     wanted |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 29)}
     return wanted | {name: os.environ[name] for name in wanted if name in os.environ}
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Have PyTorch compute with one thread meanwhile."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def end_with_parent() -> None:

@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -53,24 +54,25 @@ class Recipe:
         self.seeing, self.unseeing = (models / "carla_policy" / run / "best.pth" for run in (RUN, "blind"))
         self.settings = {"PYTHON": sys.executable, "DEVICE": "cpu", "OUTPUT_ROOT": str(self.output)}
 
-    def write_configs(self) -> None:
-        """The profile `tiny`'s, with what is said here."""
-        for task, steps in LONGER.items():
-            config = _profile(FOLDERS[task])
-            config["augment"]["scale"] = SCALE
-            config["engine"]["max_steps"] = steps
-            self._write(task, config)
-        gate = _profile("gating_network")
-        gate["engine"] |= {"max_steps": self.options.gate_steps, "eval_every": 2}
-        self._write("gate", gate)
-        policy = _profile("carla_policy")
-        policy["engine"] |= {"max_steps": self.options.policy_steps, "eval_every": 2}
-        self._write("policy", policy)
+    def write_configs(self, finished: Collection[str]) -> None:
+        """The profile `tiny`'s, with what is said here; those that a finished stage was run with stay as they are."""
+        if "finetune" not in finished:
+            for task, steps in LONGER.items():
+                config = _profile(FOLDERS[task])
+                config["augment"]["scale"] = SCALE
+                config["engine"]["max_steps"] = steps
+                self._write(task, config)
+        if "mixture" not in finished:
+            gate = _profile("gating_network")
+            gate["engine"] |= {"max_steps": self.options.gate_steps, "eval_every": 2}
+            self._write("gate", gate)
+        if not {"blind", "policy"} <= set(finished):
+            policy = _profile("carla_policy")
+            policy["engine"] |= {"max_steps": self.options.policy_steps, "eval_every": 2}
+            self._write("policy", policy)
 
     def _write(self, name: str, config: dict[str, Any]) -> None:
-        path = self.work / f"{name}.json"
-        if not path.is_file():  # the gate's is the run's own record from then on
-            write_text(path, json.dumps(config, indent=2) + "\n")
+        write_text(self.work / f"{name}.json", json.dumps(config, indent=2) + "\n")
 
     # -------------------------------------------------------- commands
 
@@ -88,8 +90,8 @@ class Recipe:
     def record(self) -> list[str]:
         return [
             f"{BIN}/automoe world export carla --out {self.raw} --runs {self.options.runs} --val_runs 20 --seconds 10 "
-            "--save_every 6 --lead_in 12 --towns 30 --size 512 384 --cameras front front_shifted --no-lidar "
-            "--seed 5"
+            "--save_every 6 --lead_in 12 --late_starts 4 --towns 30 --size 512 384 --cameras front front_shifted "
+            "--no-lidar --seed 5"
         ]
 
     def prepare(self) -> list[str]:
@@ -129,7 +131,7 @@ class Recipe:
     def open_loop(self) -> list[str]:
         return [
             f"{BIN}/automoe gate --checkpoint {self.gate} --data_root {self.prepared} --limit 800 "
-            f"--out {self.work}/gate_report.json"
+            f"--out {self.work}/gate_report.json --device cpu"
         ]
 
     def drive(self) -> list[str]:
@@ -191,8 +193,8 @@ def main() -> None:
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     recipe, kept = Recipe(work, options), work / "stages.json"
-    recipe.write_configs()
     stages: dict[str, Any] = json.loads(kept.read_bytes()) if kept.is_file() else {}
+    recipe.write_configs(stages)
     for name in STAGES[: STAGES.index(options.until) + 1]:
         if name in stages:
             print(f"[{name}] done before, in {stages[name]['seconds']} s")

@@ -3,10 +3,10 @@ to a plan, with 4 and with 12 experts of which 1, 2, 4 or all run.
 
     python benchmarks/gate_cost.py --json gate_cost.json
 
-Experts are those of the profile `tiny` with random weights (a time does not depend on them), three of each kind where
-there are 12. Which of them run is drawn anew in every round: experts differ in cost. All settings are timed in turn,
-round after round; printed are the median time and the mean FLOPs, and their ratios to all experts. FLOPs are torch's
-own count (two for a multiplication and addition).
+Context, experts and planner are those of the profile `tiny` with random weights (a time does not depend on them), three
+experts of each kind where there are 12. Which of them run is drawn anew in every round: experts differ in cost. All
+settings are timed in turn, round after round; printed are the median time and the mean FLOPs, and their ratios to all
+experts. FLOPs are torch's own count (two for a multiplication and addition).
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ import numpy as np
 import torch
 
 from automoe import taxonomy
-from automoe.config import profile_path, read_json
+from automoe.config import from_dict, profile_path, read_json
 from automoe.data.sequences import ROUTE_POINTS, Observation
 from automoe.engine.manifest import origin
 from automoe.files import write_text
+from automoe.moe.context import ContextConfig
 from automoe.moe.cost import frame_costs
 from automoe.moe.ground import CameraSpec
 from automoe.moe.model import DrivingConfig, DrivingModel
+from automoe.moe.planner import PlannerConfig
 from automoe.moe.routers import drawn
 from automoe.moe.tokens import ExpertSpec
 
@@ -41,7 +43,7 @@ SOURCES = {
 
 
 CAMERA = CameraSpec(
-    (300, 400), 90.0, ((1.0, 0.0, 0.0, 1.5), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 1.6), (0.0, 0.0, 0.0, 1.0))
+    (384, 512), 90.0, ((1.0, 0.0, 0.0, 1.5), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 1.6), (0.0, 0.0, 0.0, 1.0))
 )
 """Of the moment that is looked at; the cost doesn't depend on it."""
 
@@ -61,9 +63,9 @@ def specs(copies: int) -> dict[str, ExpertSpec]:
 
 
 def observed() -> Observation:
-    """A moment with a picture of the size that the embedded world's runs have."""
+    """A moment with a picture of the size that `driving.py` records."""
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    image = rng.integers(0, 255, (*CAMERA.size, 3), dtype=np.uint8)
     motion, route = np.array([[5.0, 0.0]], np.float32), np.full((ROUTE_POINTS, 2), 20.0, np.float32)
     return Observation(0.0, image, motion, 3, route, np.zeros(2, np.float32))
 
@@ -81,7 +83,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def measure(copies: int, rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds, GFLOPs and their ratios to all experts, for each number of experts that run."""
     torch.manual_seed(0)
-    model, seen = DrivingModel(DrivingConfig(specs(copies), camera=CAMERA)).eval(), observed()
+    profile = read_json(profile_path("gating_network", "tiny"))
+    context = from_dict(ContextConfig, profile["context"], "context")
+    planner = from_dict(PlannerConfig, profile["planner"], "planner")
+    config = DrivingConfig(specs(copies), context, planner=planner, camera=CAMERA)
+    model, seen = DrivingModel(config).eval(), observed()
     count = len(model.names)
     numbers = sorted({1, 2, 4, count})
     costs = frame_costs(model, [seen] * rounds, {f"{k} of {count}": drawn(k, 1) for k in numbers})

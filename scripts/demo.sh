@@ -40,7 +40,7 @@ recorded=(--cameras front --save_every 10)
 steps=3
 if [ "$drive" = 1 ]; then
   cameras=(front front_shifted)
-  recorded=(--cameras front front_shifted --lead_in 15)
+  recorded=(--cameras front front_shifted --lead_in 15 --late_starts 4)
   steps=5
 fi
 
@@ -99,7 +99,11 @@ mixture() {
     OMP_NUM_THREADS="$share" bash training/train_gating_network.sh
 }
 lonely() {
-  OMP_NUM_THREADS="$share" "$bin/python" training/train_carla_policy.py --profile tiny --run_name tiny \
+  policy tiny
+  policy blind --blind
+}
+policy() {  # run name, more flags
+  OMP_NUM_THREADS="$share" "$bin/python" training/train_carla_policy.py --profile tiny --run_name "$@" \
     --data_root "$data/carla/preprocessed" --output_root "$output" --device "${DEVICE:-auto}" \
     --max_steps "${MAX_STEPS:-$policy_steps}"
 }
@@ -115,7 +119,7 @@ both boxes finetune_detection dense finetune_dense
 
 driven=()
 if [ "$drive" = 1 ]; then
-  say "3/5  Training what drives: gate and planner on the four experts, and a policy without them"
+  say "3/5  Training what drives: gate and planner on the four experts; a policy without them, and one that is blind"
   both mixture mixture policy lonely
 
   say "4/5  Driving $routes route of $route_length m in a town that nobody was trained in"
@@ -124,7 +128,8 @@ if [ "$drive" = 1 ]; then
     --limit 60 --out "$gate_report"
   "$bin/automoe" drive --checkpoint "$models/gating_network/tiny/best.pth" --number "$routes" \
     --length "$route_length" --seeds 1 --out "$drives" \
-    --beside teacher constant_velocity "no_experts=$models/carla_policy/tiny/best.pth"
+    --beside teacher constant_velocity "no_experts=$models/carla_policy/tiny/best.pth" \
+    "blind=$models/carla_policy/blind/best.pth"
   driven=(--drives "$drives" --gate "$gate_report")
 fi
 

@@ -47,7 +47,11 @@ def model(*names: str, top_k: int = 2, own: dict[str, FrozenExpert] | None = Non
         CAMERA,
     )
     torch.manual_seed(0)
-    return DrivingModel(config, experts(*names) if own is None else own)
+    driver = DrivingModel(config, experts(*names) if own is None else own)
+    # What is learnt of path and waypoints begins at nothing: a plan would be the route's curve, whoever is heard.
+    for layer in (driver.planner.off, driver.planner.hop):
+        torch.nn.init.normal_(layer.weight, std=0.2)
+    return driver
 
 
 def observation(count: int = 3, seed: int = 0) -> ObservationBatch:

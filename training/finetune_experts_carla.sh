@@ -74,10 +74,10 @@ finetune() {  # task, epochs, source
   add --source "$3"
   if [ "$1" = nuscenes_2d ]; then
     add --num_queries "$NUM_QUERIES"
-    train "$1" "$OUTPUT_ROOT/logs/carla_nuscenes_2d_${RUN_NAME}.log" \
+    train "$1 expert" "$OUTPUT_ROOT/logs/carla_nuscenes_2d_${RUN_NAME}.log" \
       training/train_carla_nuscenes_expert_2d_ddp.py "${flags[@]}"
   else
-    train "$1" "$OUTPUT_ROOT/logs/carla_${1}_expert_${RUN_NAME}.log" \
+    train "$1 expert" "$OUTPUT_ROOT/logs/carla_${1}_expert_${RUN_NAME}.log" \
       training/train_carla_bdd_experts_ddp.py --task "$1" "${flags[@]}"
   fi
 }

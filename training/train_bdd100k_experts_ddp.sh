@@ -60,7 +60,7 @@ set_resume_line EXTRA_ARGS OUTPUT_ROOT LIMIT MAX_STEPS SEED NUM_WORKERS WEIGHT_D
 
 train_task() {
   local log="$OUTPUT_ROOT/logs/bdd100k_${1}_expert_${RUN_NAME}.log"
-  train "$1" "$log" training/train_bdd100k_ddp.py --task "$1" "${flags[@]}"
+  train "$1 expert" "$log" training/train_bdd100k_ddp.py --task "$1" "${flags[@]}"
 }
 
 if is_on "$SKIP_DETECTION"; then echo "== detection skipped"; else train_task detection; fi

@@ -5,8 +5,9 @@
 #   WORLD_SIZE=4 BATCH_SIZE=64 bash training/train_gating_network.sh
 #   RUN_NAME=tiny DEVICE=cpu bash training/train_gating_network.sh
 #
-# The run's parameters are written into its config.json, which is what the trainer reads; its other keys stay as they
-# are. Best weights: models/checkpoints/gating_network/<run name>/best.pth; TensorBoard: models/runs/; logs: logs/.
+# The run's parameters are written into its config.json, which is what the trainer reads, where they are valid; its other
+# keys stay as they are, and what is for quick looks isn't written. Best weights:
+# models/checkpoints/gating_network/<run name>/best.pth; TensorBoard: models/runs/; logs: logs/.
 # Stopped? Give the same line again: it goes on where it was.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -60,7 +61,7 @@ fi
 "$PYTHON" training/lib/update_config.py "$CONFIG" \
   "data_root=$DATA_ROOT" "world_size=$WORLD_SIZE" "engine.batch_size=$BATCH_SIZE" \
   "engine.learning_rate=$LEARNING_RATE" "engine.epochs=$EPOCHS" "engine.num_workers=$NUM_WORKERS" \
-  ${EPOCHS:+"engine.max_steps=null" "engine.eval_every=1"} "engine.seed=$SEED" "engine.max_steps=$MAX_STEPS" \
+  "engine.seed=$SEED" \
   --experts "${EXPERT_CHECKPOINTS[@]}"
 
 flags=(--config "$CONFIG" --run_name "$RUN_NAME"
@@ -68,9 +69,11 @@ flags=(--config "$CONFIG" --run_name "$RUN_NAME"
        --device "$DEVICE" --resume "$RESUME" --output_root "$OUTPUT_ROOT")
 add --data_root "$DATA_ROOT"
 add --limit "$LIMIT"
+add --epochs "$EPOCHS"      # beside the config's: who says epochs means them, whatever bound in steps stands there
+add --max_steps "$MAX_STEPS"
 # shellcheck disable=SC2206  # words on purpose
 flags+=($EXTRA_ARGS --expert_checkpoints "${EXPERT_CHECKPOINTS[@]}")
 set_resume_line EXTRA_ARGS OUTPUT_ROOT LIMIT MAX_STEPS SEED EXPERTS DEVICE NUM_WORKERS EPOCHS LEARNING_RATE BATCH_SIZE \
                 DATA_ROOT CONFIG RUN_NAME WORLD_SIZE
-train gating "$OUTPUT_ROOT/logs/gating_network_${RUN_NAME}.log" training/train_gating_network.py "${flags[@]}"
+train "gating network" "$OUTPUT_ROOT/logs/gating_network_${RUN_NAME}.log" training/train_gating_network.py "${flags[@]}"
 echo "Done. Checkpoint: $OUTPUT_ROOT/models/checkpoints/gating_network/$RUN_NAME/best.pth"

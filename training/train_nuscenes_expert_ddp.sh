@@ -64,5 +64,5 @@ flags+=($EXTRA_ARGS)
 set_resume_line EXTRA_ARGS OUTPUT_ROOT LIMIT MAX_STEPS SEED BBOX_LOSS_W COST_GIOU COST_BBOX COST_CLASS NUM_QUERIES \
                 NUM_WORKERS WD LR BATCH_SIZE EPOCHS DEVICE NUM_GPUS RUN_NAME VERSION DATA_ROOT PROFILE
 
-train nuscenes "$OUTPUT_ROOT/logs/nuscenes_expert_${RUN_NAME}.log" training/train_nuscenes_expert_ddp.py "${flags[@]}"
+train "nuScenes expert" "$OUTPUT_ROOT/logs/nuscenes_expert_${RUN_NAME}.log" training/train_nuscenes_expert_ddp.py "${flags[@]}"
 echo "Done. Checkpoint: $OUTPUT_ROOT/models/checkpoints/nuscenes_expert/$RUN_NAME/best.pth"

@@ -9,6 +9,7 @@ import torch
 
 from automoe.data.sequences import Observation, batch_observations
 from automoe.drive.controllers import Controller
+from automoe.engine.loader import to_device
 from automoe.moe.checkpoint import TrainedDriver
 from automoe.moe.planner import Plan
 from automoe.moe.routers import Router
@@ -44,8 +45,9 @@ class ModelAgent:
             return self._stop("dead camera", observation)
         if not np.isfinite(observation.speed):
             return self._stop("dead speedometer", observation)
-        batch = batch_observations([observation], self.model.config.context.size)
+        batch = to_device(batch_observations([observation], self.model.config.context.size), self.model.device)
         plan, routing = self.model(batch, self.source, self.router)
+        plan = to_device(plan, torch.device("cpu"))
         if not all(bool(torch.isfinite(one).all()) for one in (plan.path, plan.waypoints, plan.speed)):
             return self._stop("plan not finite", observation)
         path = self._path = plan.path[0].numpy().astype(np.float64)

@@ -81,6 +81,9 @@ class CarlaTask(RouteTask):
     port: int = 2000
     on_server = True
 
+    def _told(self) -> Any:
+        return None if self.file is None else (self.file.points.tolist(), sorted(self.file.weather.items()))
+
 
 def carla_tasks(routes: Sequence[RouteFile], host: str, port: int) -> list[CarlaTask]:
     """The routes of a file as tasks for a server."""

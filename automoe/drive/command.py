@@ -93,8 +93,13 @@ def drive_command(
     write_text(out / SUMMARY, json.dumps(said, indent=1) + "\n")
     print(table(summaries))
     for name, one in summaries.items():
-        if one["over_budget"]:
-            print(f"{name}: {one['over_budget']} of {one['frames']} frames took longer than {1000 * BUDGET:.0f} ms")
+        if "checkpoint" in one and one["frame_ms"] is not None:
+            speed = 1000 * BUDGET / (one["frame_ms"] + one["world_ms"])
+            print(
+                f"{name}: {one['frame_ms']:.0f} ms of the {1000 * BUDGET:.0f} ms that it has for a frame "
+                f"({one['over_budget']} of {one['frames']} frames took longer); with {one['world_ms']:.0f} ms of the "
+                f"simulator, {speed:.1f} times real time"
+            )
         for why, count in one["trouble"].items():
             print(f"{name}: {why} in {count} of {one['frames']} frames; the car was brought to a stop")
     if checkpoint is not None and videos and simulator == EMBEDDED:

@@ -26,7 +26,7 @@ from automoe.drive.closed_loop import Timing, drive_route
 from automoe.drive.leaderboard import SIMULATION_CRASHED, RouteRecord, results_file, summarise
 from automoe.drive.routes import RouteTask
 from automoe.files import write_text
-from automoe.machine import available_cores, end_with_parent, one_core_environment
+from automoe.machine import available_cores, end_with_parent, one_core_environment, one_torch_thread
 from automoe.metrics.intervals import t_interval
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ class DriverSpec:
 def code_digest() -> str:
     """A hash of the code that a drive depends on: after a change drives are driven anew."""
     found, root = hashlib.sha256(), Path(automoe.__file__).parent
-    for room in ("carla", "data", "drive", "experts", "moe", "world"):
-        for path in sorted((root / room).rglob("*.py")):
-            found.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    rooms = (root / room for room in ("carla", "data", "drive", "experts", "moe", "world"))
+    for path in sorted([*root.glob("*.py"), *(path for room in rooms for path in room.rglob("*.py"))]):
+        found.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return found.hexdigest()
 
 
@@ -234,9 +234,10 @@ def drive_all(
     on_server = any(task.on_server for task in tasks)
     count = 1 if on_server else max(1, min(workers or available_cores(), len(waiting)))
     if count == 1:
-        for path, driver, digest, task, seed in waiting:
-            found[path] = _drive_and_keep(path, driver, task, seed, digest)
-            progress(len(found), len(jobs))
+        with one_torch_thread():  # as in a pool: sums depend on it
+            for path, driver, digest, task, seed in waiting:
+                found[path] = _drive_and_keep(path, driver, task, seed, digest)
+                progress(len(found), len(jobs))
     else:
         spawned = multiprocessing.get_context("spawn")
         with _environment(one_core_environment()), ProcessPoolExecutor(count, spawned, _begin_worker) as pool:
@@ -320,12 +321,18 @@ def summarise_driver(results: Sequence[DriveResult], routes: int, seeds: Sequenc
         "kilometres": scores.kilometres,
         "jerk": float(np.mean([result.jerk for result in results])),
         "frames": frames,
-        "frame_ms": 1000 * float(np.median([result.frame_seconds for result in results])),
-        "world_ms": 1000 * float(np.median([result.world_seconds for result in results])),
+        "frame_ms": _milliseconds([result.frame_seconds for result in results]),
+        "world_ms": _milliseconds([result.world_seconds for result in results]),
         "over_budget": sum(result.over_budget for result in results),
         "trouble": trouble,
         "use": {name: float(np.mean([result.use.get(name, 0.0) for result in results])) for name in names},
     }
+
+
+def _milliseconds(seconds: Sequence[float]) -> float | None:
+    """The median, of those drives that came to a frame; None where none did."""
+    known = [one for one in seconds if math.isfinite(one)]
+    return 1000 * float(np.median(known)) if known else None
 
 
 def write_results(results: Sequence[DriveResult], drives: int, path: Path) -> None:
@@ -346,6 +353,6 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(
             f"{name:<22} {one['driving_score']:>7.1f}{half:<8} {one['route_completion']:>10.1f} "
             f"{one['success_rate']:>8.2f} {hits:>8.2f} {one['per_km']['red_light']:>7.2f} {one['jerk']:>6.2f} "
-            f"{one['frame_ms']:>6.1f}"
+            + ("     -" if one["frame_ms"] is None else f"{one['frame_ms']:>6.1f}")
         )
     return "\n".join(lines)

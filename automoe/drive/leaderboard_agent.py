@@ -1,7 +1,7 @@
 """A trained model for the official CARLA leaderboard 2.0 and Bench2Drive: give this file as TEAM_AGENT, and a best.pth
 as TEAM_CONFIG.
 
-    export TEAM_AGENT=automoe/drive/leaderboard_agent.py TEAM_CONFIG=models/checkpoints/gating_network/demo/best.pth
+    export TEAM_AGENT=automoe/drive/leaderboard_agent.py TEAM_CONFIG=models/checkpoints/gating_network/tiny/best.pth
 
 The agent is of the track SENSORS: it has the cameras of the checkpoint's rig, a speedometer, an IMU and GNSS, and the
 route that the leaderboard gives it. The leaderboard's package is not needed to import this module: the class

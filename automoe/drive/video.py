@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import av
 import cv2
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
 from automoe import taxonomy
@@ -32,6 +31,7 @@ from automoe.drive.simulator import Agent
 from automoe.errors import WorldError
 from automoe.experts.inference import TrainedExpert
 from automoe.files import atomic_file
+from automoe.machine import one_torch_thread
 from automoe.report.pictures import Color, draw_boxes, fit_width, font_of, overlay_mask, shorten
 from automoe.world import polyline
 from automoe.world.carla_writer import LIGHT_METRES
@@ -121,16 +121,12 @@ def film(
     Raises WriteError where one can't be written, and WorldError where the world, or the drawing, breaks off; a film
     appears whole or not at all.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as those who drive for a score: sums depend on it
-    try:
-        known, names = {record.route_id: record for record in records}, [task.name(seed) for task in tasks]
+    known, names = {record.route_id: record for record in records}, [task.name(seed) for task in tasks]
+    with one_torch_thread():  # as those who drive for a score: sums depend on it
         return [
             film_drive(driver, task, seed, out / f"{driver.name}_{name}.mp4", known.get(name))
             for task, name in zip(tasks, names)
         ]
-    finally:
-        torch.set_num_threads(threads)
 
 
 def film_drive(driver: DriverSpec, task: RouteTask, seed: int, path: Path, known: RouteRecord | None = None) -> Path:

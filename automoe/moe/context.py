@@ -65,11 +65,11 @@ class ContextConfig:
 
 
 class Context(NamedTuple):
-    """vector [B, D]: everything in one, for the gate; moving, state [B, D]: what the car knows without looking, with
-    its motion, for waypoints, and as path and target speed are told, with it or without; tokens [B, S, D]: the stem's
-    map, where the planner is given that, and, last, the state; places [B, S, 2]: where on the ground they speak of,
-    metres, NaN for the state; speed [B]: m/s, NaN where it is not known; route [B, ROUTE_POINTS, 2]: metres, NaN where
-    there is none.
+    """vector [B, D]: everything in one, for the gate, if there is one; moving, state [B, D]: what the car knows without
+    looking, with its motion, for waypoints, and as path and target speed are told, with it or without; tokens [B, S,
+    D]: the stem's map, where the planner is given that, and, last, the state; places [B, S, 2]: where on the ground
+    they speak of, metres, NaN for the state; speed [B]: m/s, NaN where it is not known; route [B, ROUTE_POINTS, 2]:
+    metres, NaN where there is none.
 
     A planner is given states and tokens. The vector holds a summary of the whole picture, by which places are easily
     recognised: who plans by it learns the training towns by heart.
@@ -86,16 +86,23 @@ class Context(NamedTuple):
 
 class ContextEncoder(nn.Module):
     """Observations to a `Context` of width `dim`; past: earlier moments whose motion is known; camera: whose pictures
-    they are, where the planner is given the stem's map."""
+    they are, where the planner is given the stem's map; gated: whether there is a gate to be told something."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, config: ContextConfig, dim: int, past: int, camera: CameraSpec | None = None, *, pretrained: bool = False
+        self,
+        config: ContextConfig,
+        dim: int,
+        past: int,
+        camera: CameraSpec | None = None,
+        *,
+        gated: bool = True,
+        pretrained: bool = False,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.gated = config, gated
         if not config.blind:
             self.stem = Backbone(
                 config.backbone, pretrained=pretrained, norm=config.norm, frozen_stages=config.frozen_stages,
@@ -112,12 +119,14 @@ class ContextEncoder(nn.Module):
                     raise ConfigError("context.map_to_planner needs the camera: where what is seen stands.")
                 self.project = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim), nn.LayerNorm(dim))
                 self.ground = Ground(camera, config.size)
-            self.glance = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim))
+            if gated:
+                self.glance = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim))
         self.command = nn.Embedding(len(CARLA_COMMANDS) + 1, dim)  # the last one: nobody said
         told = 4 * (past + 1) + 3 * ROUTE_POINTS + 2 * len(AMBIENT)
         self.state = nn.Sequential(nn.Linear(told, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.settle = nn.LayerNorm(dim)
-        self.join = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        if gated:
+            self.join = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     @property
     def stem_is_frozen(self) -> bool:
@@ -134,17 +143,22 @@ class ContextEncoder(nn.Module):
         """seen: what the stem sees of the observation's pictures, where that is known; it looks if not given."""
         config = self.config
         motion = self._told(observation.motion, config.speed_dropout)
-        vector = moving = state = self._state(observation, motion)
+        moving = state = self._state(observation, motion)
         if not config.blind:
             seen = self.look(observation.image) if seen is None else seen
-            vector = self._state(observation, self._swapped(motion)) + self.glance(seen.features.mean(dim=1))
             if not config.motion_to_planner:
                 state = self._state(observation, torch.full_like(motion, float("nan")))
+        vector = moving
+        if self.gated:
+            vector = self._state(observation, self._swapped(motion))
+            if seen is not None:
+                vector = vector + self.glance(seen.features.mean(dim=1))
+            vector = self.join(vector)
         tokens, places = state[:, None], torch.full_like(state[:, None, :2], float("nan"))
         if seen is not None and not config.blind and config.map_to_planner:
             tokens = torch.cat([self.project(seen.features), tokens], dim=1)
             places = torch.cat([self.ground(seen.positions).expand(len(state), -1, -1), places], dim=1)
-        return Context(self.join(vector), moving, state, tokens, places, motion[:, -1, 0], observation.route)
+        return Context(vector, moving, state, tokens, places, motion[:, -1, 0], observation.route)
 
     def _state(self, observation: ObservationBatch, motion: Tensor) -> Tensor:
         """What the car knows without looking, given so much of its motion: [B, D]."""

@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from automoe.data.sequences import Observation, batch_observations
+from automoe.engine.loader import to_device
 from automoe.moe.model import DrivingModel
 from automoe.moe.routers import Router
 
@@ -39,7 +40,9 @@ def frame_costs(
 
 
 def _plan(model: DrivingModel, seen: Observation, router: Router) -> None:
-    model(batch_observations([seen], model.config.context.size), None, router)
+    """Plan, and wait until it is there."""
+    plan, _ = model(to_device(batch_observations([seen], model.config.context.size), model.device), None, router)
+    plan.path.cpu()
 
 
 def _seconds(model: DrivingModel, seen: Observation, router: Router) -> float:

@@ -1,7 +1,7 @@
 """The gate: which experts a moment is worth, said before any of them has looked.
 
 Experts here differ in kind and are frozen: there is nothing that equal use would train better. So the balance loss is
-weak by default and what an expert is worth is measured instead (`utility`): the gate is taught by how much the planning
+off by default and what an expert is worth is measured instead (`utility`): the gate is taught by how much the planning
 loss falls when each expert is heard beside others.
 """
 
@@ -25,7 +25,7 @@ class GateConfig:
     balance_weight: of the Switch loss that spreads use. supervision: `utility` teaches the gate the measured loss
     reductions, `none` leaves it to the planning loss. utility_weight, utility_temperature: of that lesson; a loss
     difference of the temperature makes an expert e times as likely. utility_share: of each batch, on which it is
-    measured: that takes a plan for each expert and one without any. explore: share of training moments at which
+    measured: that takes two plans for each expert, with it and without it. explore: share of training moments at which
     experts, from none to all, are drawn at random instead, so that the planner learns to hear any of them.
     """
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from automoe.carla.run import LABELLED
-from automoe.errors import ConfigError
+from automoe.errors import ConfigError, DataError
 from automoe.poses import LOOKING_FORWARD, pinhole
 
 FARTHEST = 60.0
@@ -45,6 +45,22 @@ class CameraSpec:
             raise ConfigError(f"the data's rig has no {LABELLED} camera: nobody knows where what is seen stands.")
         height, width = said["size"]
         return cls((height, width), said["field_of_view"], tuple(tuple(row) for row in said["T_ego_mount"]))
+
+    def must_see(self, rig: Mapping[str, Any], where: str) -> None:
+        """Raises DataError where the pictures of the data called `where` are another camera's: what is seen in them
+        would be looked for in the wrong place."""
+        other = CameraSpec.of_rig(rig)
+        mounts = np.array(self.T_ego_mount), np.array(other.T_ego_mount)
+        same = self.size == other.size and math.isclose(self.field_of_view, other.field_of_view, abs_tol=1e-3)
+        if not (same and np.allclose(*mounts, atol=1e-3)):
+            raise DataError(
+                f"{where}: its front camera ({other}) is not the one that was trained with ({self}); record with that "
+                "one, or train on these runs."
+            )
+
+    def __str__(self) -> str:
+        (height, width), place = self.size, [row[3] for row in self.T_ego_mount[:3]]
+        return f"{width}x{height}, {self.field_of_view:g} degrees, at {', '.join(f'{one:.2f}' for one in place)} m"
 
 
 class Ground(nn.Module):

@@ -94,11 +94,16 @@ class DrivingModel(nn.Module):
         self.experts = nn.ModuleDict(built)
         dim = config.planner.dim
         self.context = ContextEncoder(
-            config.context, dim, config.sequence.past, config.camera, pretrained=pretrained
-        )  # fmt: skip
+            config.context, dim, config.sequence.past, config.camera, gated=bool(self.names), pretrained=pretrained
+        )
         self.adapters = nn.ModuleDict({name: self._adapter(expert, dim) for name, expert in built.items()})
         self.gate = Gate(config.gate, dim, len(self.names)) if self.names else None
         self.planner = Planner(config.planner, config.sequence)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.planner.speeds.device
 
     def _adapter(self, expert: FrozenExpert, dim: int) -> Adapter:
         camera = self.config.camera

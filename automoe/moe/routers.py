@@ -53,9 +53,15 @@ def uniform() -> Router:
     return router
 
 
+RESERVED = ("gate", "random", "uniform", "nobody")
+"""What no expert may be named."""
+
+
 def named(said: str, experts: Sequence[str], seed: int = 0) -> Router:
     """A router by what a person says: `gate`, `gate:1` (its best one), `uniform`, `random:2`, or the names of experts
-    joined by `+`. Raises ConfigError for anything else."""
+    joined by `+`. Raises ConfigError for anything else, and where there are no experts to choose from."""
+    if not experts:
+        raise ConfigError(f"{said!r} chooses experts, and the checkpoint is of a policy without any.")
     kind, _, number = said.partition(":")
     if kind == "uniform" and not number:
         return uniform()

@@ -69,7 +69,8 @@ class Driver:
         return cls(
             name, float(said["driving_score"]), float(said["half_width"]), numbers("per_seed"),
             float(said["route_completion"]), float(said["success_rate"]), per_km, float(said["jerk"]),
-            float(said["frame_ms"]), int(said["frames"]), int(said["over_budget"]), trouble, numbers("use"),
+            math.nan if said["frame_ms"] is None else float(said["frame_ms"]), int(said["frames"]),
+            int(said["over_budget"]), trouble, numbers("use"),
         )  # fmt: skip
 
     @property

@@ -1,7 +1,7 @@
 """What a gate does and what it is worth, open loop: who is used when, and the planning error under other routers.
 
-All arms share one planner, which was trained with random sets of experts beside the gate's own choice: none was trained
-anew for an arm. The fixed pair is chosen on the training set.
+All arms share one planner, the checkpoint's: none was trained anew for an arm. The fixed pair is chosen on the training
+set.
 """
 
 from __future__ import annotations
@@ -164,6 +164,9 @@ def report_gate(
     if not model.names:
         raise CheckpointError(f"{driver.path} is of a policy without experts: it has no gate to look into.")
     train_info, val_info = prepare_splits(root, TASK, None, dist)
+    assert model.config.camera is not None
+    for info in (train_info, val_info):
+        model.config.camera.must_see(info.rig, str(info.path))
     config = model.config.sequence
     recall = 1 if model.context.stem_is_frozen else None
     train = CarlaSequences(train_info.path, config, remembered=recall, limit=limit)
@@ -188,7 +191,7 @@ def report_gate(
         "experts": list(model.names),
         "top_k": model.config.gate.top_k,
         "weather in the context": model.config.context.ambient,
-        "planner": "one for all arms, trained on the gate's choice and on random sets of experts; none trained anew",
+        "planner": _trained_for(driver),
         "errors": errors,
         "cost": _costs(model, timed, {name: seen.arms[name] for name in seen.arms if not name.endswith(UNTOLD)}),
         "threads": torch.get_num_threads(),
@@ -204,6 +207,13 @@ def report_gate(
     }
     write_text(out, json.dumps(said, indent=1) + "\n")
     return said
+
+
+def _trained_for(driver: TrainedDriver) -> str:
+    """Whose choices the planner that all arms share was trained on."""
+    share = driver.model.config.gate.explore
+    drawn_too = f" and, at {100 * share:.0f} % of the moments, on random sets of experts" if share else " alone"
+    return f"one for all arms, trained on the gate's choice{drawn_too}; none trained anew"
 
 
 def _costs(model: DrivingModel, dataset: CarlaSequences, routers: Mapping[str, Router]) -> dict[str, dict[str, float]]:

@@ -13,6 +13,7 @@ from automoe.config import profile_path, project_root
 from automoe.engine.distributed import setup
 from automoe.engine.loop import FitResult
 from automoe.errors import CheckpointError, ConfigError
+from automoe.moe.routers import RESERVED
 from automoe.moe.tokens import FrozenExpert, freeze_expert
 from automoe.stages.planning import DEFAULT_ROOT, PlanningConfig, PlanningJob, train_planning
 from automoe.stages.train_expert import (
@@ -28,8 +29,8 @@ COMPONENT = "gating_network"
 
 @dataclass(frozen=True)
 class ExpertEntry:
-    """One expert of a config. kind: the expert that it must be; checkpoint: its best.pth, from the checkout's root on.
-    size: height and width of its input, where another than the trained one is wanted."""
+    """One expert of a config. kind: the expert that it must be; checkpoint: its best.pth, from the working folder or
+    the output root on. size: height and width of its input, where another than the trained one is wanted."""
 
     kind: str
     checkpoint: str
@@ -70,6 +71,12 @@ def load_gating_config(flags: GatingFlags) -> GatingConfig:
     entries = config.experts
     if not entries:
         raise ConfigError(f"{path} names no experts: a gate has nothing to choose from.")
+    for name in entries:
+        if not name.isidentifier() or name in RESERVED:
+            raise ConfigError(
+                f"{path}: an expert can't be named {name!r}; give it letters, digits and _, and not one of "
+                f"{', '.join(RESERVED)}, by which routers go."
+            )
     if flags.expert_checkpoints is not None:
         if len(flags.expert_checkpoints) != len(entries):
             raise ConfigError(
@@ -78,6 +85,11 @@ def load_gating_config(flags: GatingFlags) -> GatingConfig:
             )
         given = zip(entries.items(), flags.expert_checkpoints)
         entries = {name: replace(entry, checkpoint=str(file)) for (name, entry), file in given}
+    if config.gate.supervision == "none" and config.gate.top_k == 1:
+        raise ConfigError(
+            f"{path}: with gate.top_k 1 the one expert has all the weight whatever the gate says, so the planning loss "
+            "teaches it nothing; give supervision utility, or a larger top_k."
+        )
     return replace(config, experts=entries)
 
 

@@ -41,6 +41,12 @@ from automoe.stages.train_expert import StageConfig, TrainFlags, layer_groups, p
 METRIC = "planning_error"
 """What selects best.pth: the mean distance of path and of waypoints (metres) and of the target speed (m/s), summed."""
 
+_NO_RECIPE = {
+    "model", "context", "gate", "planner", "sequence", "experts", "engine", "eval_batch_size", "data_root",
+    "world_size",
+}  # fmt: skip
+"""Keys of a config that are told otherwise what a run is made of (`model_config`, `start`), or don't matter for it."""
+
 DEFAULT_ROOT = "datasets/carla/preprocessed"
 
 
@@ -51,7 +57,8 @@ class PlanningConfig(StageConfig):
     shifted: share of training moments that are seen from aside (`carla.run.SHIFTED`). augment: of the stem's pictures;
     frozen experts look at each picture as it is. recolored: versions of each picture beside itself that a stem looks at
     that learns nothing; one that learns looks at a new one each time. changes: how much more often a training moment is
-    drawn that the car's speed changes after, by 1 m/s or more within `sequence.speed_seconds`; 0 draws all alike.
+    drawn at which the target speed is 1 m/s or more off the car's own, and in between as much as it is off; 0 draws all
+    alike.
     """
 
     context: ContextConfig = field(default_factory=ContextConfig)
@@ -70,11 +77,6 @@ class PlanningConfig(StageConfig):
             raise ConfigError(f"changes is {self.changes}; give 0 or more.")
         if self.sequence.past:
             raise ConfigError("sequence.past: who drives is told no past yet; leave it at 0.")
-        if self.gate.supervision == "none" and self.gate.top_k == 1:
-            raise ConfigError(
-                "gate: with top_k 1 the one expert has all the weight whatever the gate says, so the planning loss "
-                "teaches it nothing; give supervision utility, or a larger top_k."
-            )
 
 
 class PlanningStep(nn.Module):
@@ -230,7 +232,7 @@ class PlanningEvaluation:
 @dataclass(frozen=True)
 class PlanningJob:
     """One training of a driving model. experts: frozen, by name. start: weights to begin with, of a model with the same
-    experts; hold: parts of the model that don't learn."""
+    experts, and camera: whose pictures that one looked at; hold: parts of the model that don't learn."""
 
     component: str
     run_dir: Path
@@ -238,6 +240,7 @@ class PlanningJob:
     config: PlanningConfig
     experts: Mapping[str, FrozenExpert] = field(default_factory=dict)
     start: Mapping[str, Tensor] | None = None
+    camera: CameraSpec | None = None
     hold: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
     cache: Path | None = None
@@ -254,7 +257,10 @@ def train_planning(
     specs = {name: expert.spec for name, expert in job.experts.items()}
     shape = DrivingConfig(specs, config.context, config.gate, config.planner, config.sequence)
     if shape.looks:
-        shape = replace(shape, camera=CameraSpec.of_rig(train_info.rig))
+        shape = replace(shape, camera=job.camera or CameraSpec.of_rig(train_info.rig))
+        assert shape.camera is not None
+        for info in (train_info, val_info):
+            shape.camera.must_see(info.rig, str(info.path))
     model = DrivingModel(shape, job.experts, pretrained=flags.pretrained and job.start is None)
     if job.start is not None:
         model.load_state_dict(dict(job.start))
@@ -286,11 +292,12 @@ def train_planning(
         f"Training {job.component} on {len(train)} moments ({len(val)} for validation) of {root}, "
         f"{', '.join(job.experts) or 'no experts'}; run folder {job.run_dir}"
     )
+    plain = asdict(config)
     meta = {
         "component": job.component,
         "model_config": shape.plain(),
-        "config": asdict(config),
-        "recipe": {"shifted": config.shifted, "backbone_lr_factor": config.backbone_lr_factor, "hold": list(job.hold)},
+        "config": plain,
+        "recipe": {**{key: value for key, value in plain.items() if key not in _NO_RECIPE}, "hold": list(job.hold)},
         "rig": {key: train_info.rig[key] for key in ("note", "cameras")},
         "dataset_fingerprint": {"train": train_info.fingerprint, "val": val_info.fingerprint},
         "data_root": str(train_info.path),

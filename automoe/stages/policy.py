@@ -70,6 +70,7 @@ def train_policy(flags: Annotated[PolicyFlags, cyclopts.Parameter(name="*")] = P
             more = {
                 "experts": dict(gated.model.experts.items()),
                 "start": gated.model.state_dict(),
+                "camera": shape.camera,
                 "hold": ("context", "gate"),
                 "origin": {"source": {"source": str(gated.path.resolve())}, "start": gated.digest},
             }

@@ -25,6 +25,19 @@ def driving(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("driving")
 
 
+def test_a_perfect_plan_is_driven_perfectly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    controllers = importlib.import_module("controllers")
+    monkeypatch.setattr(controllers, "VARIED", {"pull": (0.6,)})
+    found = controllers.measure(1, 60.0, 1)
+    assert list(found) == ["default", "pull 0.6"]
+    assert found["pull 0.6"]["config"]["pull"] == 0.6
+    for one in found.values():
+        assert one["driving_score"] == 100.0
+        assert 0.0 < one["beside_rms"] < 0.2
+        assert one["speed"] > 1.0
+
+
 def run(driving: Any, monkeypatch: pytest.MonkeyPatch, work: Path, *more: str) -> None:
     words = ["driving.py", "--work", str(work), "--json", str(work / "found.json"), *more]
     monkeypatch.setattr(sys, "argv", words)

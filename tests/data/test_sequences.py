@@ -191,10 +191,13 @@ def test_nothing_of_the_future_is_in_an_observation(bends: Path, info: PreparedI
             entry["traffic_light"] = {"state": "Green"}
             entry["angular_velocity"] = {"x": 0.0, "y": 0.0, "z": 90.0}
             entry["camera_shift"] = {"y": -0.5, "yaw": -4.0}
+            entry["target_speed_kmh"] = 50.0
         path.write_text(json.dumps(log))
         for number in range(BEND_STRIDE * (cut + 1), BEND_STRIDE * 30, BEND_STRIDE):
-            picture = other / run_name(index) / "images" / "front" / f"{number:06d}.png"
-            cv2.imwrite(str(picture), np.ascontiguousarray(cv2.imread(str(picture))[:, ::-1]))
+            for camera in ("front", SHIFTED):
+                picture = other / run_name(index) / "images" / camera / f"{number:06d}.png"
+                assert picture.is_file()
+                cv2.imwrite(str(picture), np.ascontiguousarray(cv2.imread(str(picture))[:, ::-1]))
     changed = CarlaSequences(open_train(other, tmp_path / "train", val_towns=["Town02"]).path, config)
     true = CarlaSequences(info.path, config)
     # The first row of a run is its frame 0. Every frame up to the cut, seen from the front and from aside.
@@ -206,8 +209,7 @@ def test_nothing_of_the_future_is_in_an_observation(bends: Path, info: PreparedI
                 np.testing.assert_array_equal(getattr(mine, name), getattr(his, name))
             plans = [driver(batch_observations([one], (32, 48))._replace(motion=_present(one))) for one in (mine, his)]
             (plan, routing), (again, same) = plans
-            for one, other in ((plan.path, again.path), (plan.speed_logits, again.speed_logits)):
-                assert torch.equal(one, other)
+            assert all(torch.equal(one, other) for one, other in zip(plan, again, strict=True))
             assert torch.equal(routing.logits, same.logits)
     before, after = true.targets(cut), changed.targets(cut)
     assert not np.allclose(before.path, after.path)

@@ -19,7 +19,7 @@ from automoe.drive.agent import ModelAgent
 from automoe.drive.closed_loop import Timing, drive_route
 from automoe.drive.command import drive_command, drivers_of
 from automoe.drive.embedded import EmbeddedSimulator, rig_camera, staged
-from automoe.drive.evaluation import BUDGET, TEACHER, DriverSpec, drive_all, drive_once
+from automoe.drive.evaluation import BUDGET, TEACHER, DriverSpec, drive_all, drive_once, summarise_driver, table
 from automoe.drive.routes import generated_routes
 from automoe.engine import checkpoint
 from automoe.errors import CheckpointError, ConfigError
@@ -142,6 +142,17 @@ def test_what_is_written_is_what_was_driven(tmp_path: Path, capsys: pytest.Captu
     assert "teacher" in capsys.readouterr().out
     part = driving_part(tmp_path, tmp_path / "report.html", "", named=True)
     assert part.tables[0].rows[0].cells[:2] == ["100.0 ± 0.0", "100.0 · 100.0"]
+
+
+def test_a_drive_that_broke_off_at_once_leaves_the_others_their_milliseconds(tmp_path: Path) -> None:
+    task, driver = generated_routes(1, 60.0, [TOWN])[0], DriverSpec(TEACHER)
+    (driven,) = drive_all([driver], [task], [0], tmp_path, workers=1)
+    broken = replace(driven, seed=1, frames=0, frame_seconds=math.nan, world_seconds=math.nan)
+    said = summarise_driver([driven, broken], 1, [0, 1])
+    assert said["frame_ms"] == pytest.approx(1000 * driven.frame_seconds)
+    nothing = summarise_driver([broken], 1, [1])
+    assert nothing["frame_ms"] is None
+    assert table({"teacher": nothing}).endswith("     -")
 
 
 def test_a_frame_over_budget_is_counted() -> None:

@@ -11,7 +11,7 @@ from driving_models import CAMERA, MOUNT
 
 from automoe.data.transforms import EvalTransform
 from automoe.drive.embedded import rig_camera
-from automoe.errors import ConfigError
+from automoe.errors import ConfigError, DataError
 from automoe.moe.ground import FARTHEST, PLACE_FEATURES, CameraSpec, Ground, beside_path, place_features
 from automoe.world.vehicle import AHEAD
 
@@ -56,6 +56,16 @@ def test_of_what_is_above_the_horizon_the_direction_is_left() -> None:
 def test_a_rig_without_the_camera_is_said() -> None:
     with pytest.raises(ConfigError, match="rig has no front camera"):
         CameraSpec.of_rig({"cameras": {}})
+
+
+def test_another_camera_is_refused() -> None:
+    own = CameraSpec.of_rig(RIG)
+    own.must_see(RIG, "runs")
+    higher = [[*row[:3], row[3] + (0.2 if place == 2 else 0.0)] for place, row in enumerate(own.T_ego_mount)]
+    for changed in ({"size": [96, 160]}, {"field_of_view": 70.0}, {"T_ego_mount": higher}):
+        other = {"cameras": {"front": {**RIG["cameras"]["front"], **changed}}}
+        with pytest.raises(DataError, match=r"runs: its front camera .* is not the one"):
+            own.must_see(other, "runs")
 
 
 def test_a_path_tells_how_far_along_it_and_how_far_aside_things_are() -> None:

@@ -16,7 +16,7 @@ from automoe.moe.cache import CachedTokens, TokenCache, fill
 from automoe.moe.checkpoint import load_driving_model
 from automoe.moe.context import ContextEncoder
 from automoe.moe.model import DrivingConfig, DrivingModel
-from automoe.moe.routers import drawn, fixed, given, learned, uniform
+from automoe.moe.routers import drawn, fixed, given, learned, named, uniform
 from automoe.moe.tokens import LiveTokens
 
 ALL = ("detection", "drivable", "segmentation", "nuscenes_2d")
@@ -67,7 +67,7 @@ def test_without_the_map_only_experts_see() -> None:
     shape = model(*ALL).config
     torch.manual_seed(0)
     driver = DrivingModel(replace(shape, context=replace(shape.context, map_to_planner=False)), experts(*ALL)).eval()
-    torch.nn.init.normal_(driver.planner.off.weight)
+    torch.nn.init.normal_(driver.planner.off.weight, std=0.2)
     seen = observation(2)
     other = seen._replace(image=255 - seen.image)
     nobody = given(torch.zeros(2, 4, dtype=torch.bool))
@@ -223,3 +223,5 @@ def test_routers_choose_what_they_say() -> None:
     assert len({tuple(row) for row in first.chosen.tolist()}) > 1
     with pytest.raises(ConfigError, match="no expert 'lanes'"):
         fixed(["lanes"], ALL)
+    with pytest.raises(ConfigError, match="policy without any"):
+        named("uniform", ())

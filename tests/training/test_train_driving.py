@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,17 @@ def test_a_policy_is_trained_and_drives_from_its_file(run_here: RunHere, data_ro
     assert "Already finished" in out
 
 
+@pytest.mark.parametrize("more", [(), ("--blind",)])
+def test_a_policy_is_trained_in_two_processes(data_root: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    """Every weight has a gradient at every step, or the processes wait for it in vain."""
+    command = words(POLICY, data_root, tmp_path, policy_config(tmp_path), *more)
+    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node=2"]
+    clean = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *command], env=clean, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "after 3 steps" in done.stdout
+
+
 def test_a_plan_that_is_not_finite_stops_the_car(run_here: RunHere, data_root: Path, tmp_path: Path) -> None:
     assert run_here(words(POLICY, data_root, tmp_path, policy_config(tmp_path), "--blind"))[0] == 0
     driver = best(tmp_path, "carla_policy")
@@ -191,6 +203,24 @@ def test_a_policy_on_a_gate_keeps_the_gate(
     assert "planner" in changed
 
 
+def test_a_policy_is_trained_on_a_gate_that_chooses_one(
+    run_here: RunHere,
+    trained: Trained,  # noqa: F811
+    data_root: Path,
+    tmp_path: Path,
+) -> None:
+    config = gating_config(tmp_path, trained, gate={"top_k": 1})
+    assert run_here(words(GATING, data_root, tmp_path, config))[0] == 0
+    gated = best(tmp_path, "gating_network")
+    flags = words(POLICY, data_root, tmp_path, policy_config(tmp_path), "--gating_checkpoint", str(gated.path))
+    code, _, err = run_here(flags)
+    assert code == 0, err
+    alone = gating_config(tmp_path, trained, gate={"top_k": 1, "supervision": "none"})
+    code, _, err = run_here(words(GATING, data_root, tmp_path, alone))
+    assert code == 2
+    assert "give supervision utility" in err
+
+
 def test_missing_and_foreign_experts_are_named(
     run_here: RunHere,
     trained: Trained,  # noqa: F811
@@ -213,6 +243,11 @@ def test_missing_and_foreign_experts_are_named(
     code, _, err = run_here(words(GATING, data_root, tmp_path, config, "--world_size", "2"))
     assert code == 2
     assert "torchrun --nproc_per_node=2" in err
+    entries = json.loads(config.read_text())["experts"]
+    named = gating_config(tmp_path, trained, experts={**entries, "a+b": entries["detection"]})
+    code, _, err = run_here(words(GATING, data_root, tmp_path, named))
+    assert code == 2
+    assert "can't be named 'a+b'" in err
     wrong = gating_config(tmp_path, trained, gate={"topk": 1})
     code, _, err = run_here(words(GATING, data_root, tmp_path, wrong))
     assert code == 2
@@ -249,10 +284,15 @@ def test_the_script_checks_its_experts_and_writes_the_config(
         place = tmp_path / "models" / "checkpoints" / f"carla_{folder}_ddp" / "mine" / "best.pth"
         place.parent.mkdir(parents=True)
         place.write_bytes(trained.checkpoint(name if name in places else "detection").read_bytes())
-    said = shell(config, data_root, tmp_path, WORLD_SIZE="2", BATCH_SIZE="2", LEARNING_RATE="0.002")
+    wrong = shell(config, data_root, tmp_path, BATCH_SIZE="many")
+    assert wrong.returncode == 2
+    assert "batch_size" in wrong.stderr
+    assert json.loads(config.read_text()) == four
+    said = shell(config, data_root, tmp_path, WORLD_SIZE="2", BATCH_SIZE="2", LEARNING_RATE="0.002", MAX_STEPS="2")
     assert said.returncode == 0, said.stdout + said.stderr
     assert "2 a process x 2 processes" in said.stdout
-    now = json.loads(config.read_text())
+    assert "after 2 steps" in said.stdout
+    now = json.loads(config.read_text())  # a quick look's bound is not in it
     assert now["engine"] == {**SHAPE["engine"], "batch_size": 2, "learning_rate": 0.002}
     assert (now["shifted"], now["world_size"]) == (0.25, 2)
     assert now["experts"]["segmentation"]["checkpoint"].endswith("carla_segmentation_expert_ddp/mine/best.pth")

@@ -79,7 +79,7 @@ train() {
   child=""
   if [ "$stopped" -ne 0 ]; then status=$stopped; fi
   if [ "$status" -ne 0 ]; then
-    echo "error: the $name expert stopped with exit code $status; its log is $log. What is finished is kept." >&2
+    echo "error: the $name stopped with exit code $status; its log is $log. What is finished is kept." >&2
     echo "Go on with: $resume" >&2
     exit "$status"
   fi

@@ -1,25 +1,26 @@
-"""Write a run's parameters into its config.json, and leave its other keys alone.
+"""Write a run's parameters into the gating network's config.json, and leave its other keys alone.
 
     python training/lib/update_config.py CONFIG KEY=VALUE ... --experts A.pth B.pth ...
 
-KEY is a name or a dotted path; an empty VALUE leaves the key as it is. A number becomes a number, null null. The
-experts' files are given in the order in which the config names the experts. The file is replaced as a whole, or not at
-all.
+KEY is a name or a dotted path; an empty VALUE leaves the key as it is, and a number becomes a number. The experts'
+files are given in the order in which the config names the experts. The file is replaced as a whole, or, where a value
+isn't valid, not at all.
 """
 
 import json
 import sys
 from pathlib import Path
 
-from automoe.config import read_json
+from automoe.config import from_dict, read_json
+from automoe.engine.config import EngineConfig
 from automoe.errors import AutoMoEError, ConfigError
 from automoe.files import write_text
+from automoe.stages.gating import GatingConfig
+from automoe.stages.planning import METRIC
 
 
 def plain(value: str) -> object:
-    """A number or null, where it is one."""
-    if value == "null":
-        return None
+    """A number, where it is one."""
     for kind in (int, float):
         try:
             return kind(value)
@@ -46,6 +47,8 @@ def main(words: list[str]) -> None:
         raise ConfigError(f"{path} names {len(experts)} experts, and {len(checkpoints)} checkpoints are given.")
     for entry, checkpoint in zip(experts.values(), checkpoints):
         entry["checkpoint"] = checkpoint
+    valid = from_dict(GatingConfig, config, str(path))
+    from_dict(EngineConfig, {**valid.engine, "metric": METRIC}, f"{path}: engine")
     write_text(path, json.dumps(config, indent=2) + "\n")
 
 
