@@ -219,6 +219,10 @@ def prepare_carla_command(
     labels: Annotated[
         Literal["auto", "coarse"], Parameter(help="coarse: vehicles and people, even where runs tell more")
     ] = "auto",
+    hindsight: Annotated[
+        Path | None,
+        Parameter(help="folder of the towns' OpenDRIVE maps: runs without a route get the one that they took"),
+    ] = None,
     names: Annotated[
         list[str] | None, Parameter(consume_multiple=True, help="classes of boxes in YOLO's form, in order")
     ] = None,
@@ -234,6 +238,7 @@ def prepare_carla_command(
     from automoe.progress import progress_bar
 
     options = {"cameras": cameras, "val_towns": val_towns, "labels": labels, "names": names, "fold": fold}
+    options["hindsight"] = None if hindsight is None else str(hindsight.resolve())
     for split in splits:
         with progress_bar(f"frames {split}") as progress:
             info = ensure_prepared(data_root, "frames", split, out, options=options, workers=workers, progress=progress)

@@ -37,14 +37,16 @@ def experts(*names: str) -> dict[str, FrozenExpert]:
     return {name: FrozenExpert(spec) for name, spec in specs(*names).items()}
 
 
-def model(*names: str, top_k: int = 2, own: dict[str, FrozenExpert] | None = None, **more: Any) -> DrivingModel:
+def model(
+    *names: str, top_k: int = 2, own: dict[str, FrozenExpert] | None = None, camera: CameraSpec = CAMERA, **more: Any
+) -> DrivingModel:
     config = DrivingConfig(
         specs(*names),
         ContextConfig(size=(32, 48), frozen_stages=0),
         GateConfig(**{"top_k": min(top_k, max(len(names), 1)), **more}),
         PlannerConfig(dim=32, heads=2, layers=1, dropout=0.0),
         SequenceConfig(path_metres=6),
-        CAMERA,
+        camera,
     )
     torch.manual_seed(0)
     driver = DrivingModel(config, experts(*names) if own is None else own)

@@ -100,6 +100,7 @@ class Run:
     in order, without those that the log tells twice or breaks off in. weather: what the config says of it, checked
     numbers and words. cameras: those with pictures. parts: for each of PARTS that there is, the stems of its files.
     tick: seconds; stride: ticks from frame to frame. problems: sentences about what is missing, doubled or left over.
+    hindsight: whether the steps' routes were matched to a map afterwards (`carla_hindsight`).
     """
 
     folder: Path
@@ -115,6 +116,7 @@ class Run:
     sensors: Mapping[str, Any]
     split: str | None
     problems: tuple[str, ...]
+    hindsight: bool = False
 
     def has(self, part: str, step: Step | None = None) -> bool:
         """Whether there is a file of a part at a frame, or at any."""

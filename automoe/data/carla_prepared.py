@@ -9,7 +9,8 @@ ego's origin on the ground under the car's middle:
     drivable_aside: likewise, of the camera `carla.run.SHIFTED`
     has_boxes; boxes (pixel xyxy of the front camera), labels (BDD100K's), ignored, occluded, truncated, colors
     T_world_ego, speed, velocity and acceleration (world), yaw_rate, control (throttle, steer, brake)
-    command (place in CARLA_COMMANDS, -1 unknown), targets (ego frame), light, speed_limit, target_speed
+    route (told, hindsight or none, see `carla_hindsight`), command (place in CARLA_COMMANDS, -1 unknown), targets (ego
+    frame), light, speed_limit, target_speed
     shift: metres and radians to the left, where the car was thought to stand for the camera `carla.run.SHIFTED`
     weather, timeofday, scene: BDD100K's words; weather_numbers: cloudiness, precipitation, wetness, fog, sun altitude
     boxes3d: x, y, z, l, w, h, yaw, vx, vy, class of road users, ego frame
@@ -58,7 +59,7 @@ def features() -> Any:
     }
     columns |= {"T_world_ego": List(real), "speed": real, "velocity": List(real), "acceleration": List(real)}
     columns |= {"yaw_rate": real, "control": List(real), "command": size, "targets": List(List(real))}
-    columns |= {"light": text, "speed_limit": real, "target_speed": real, "shift": List(real)}
+    columns |= {"route": text, "light": text, "speed_limit": real, "target_speed": real, "shift": List(real)}
     columns |= {"weather": text, "timeofday": text, "scene": text, "weather_numbers": List(real)}
     columns |= {"boxes": List(List(Value("float32"))), "labels": List(whole), "colors": List(whole)}
     columns |= {flag: List(Value("bool")) for flag in ("ignored", "occluded", "truncated")}
@@ -171,7 +172,7 @@ _SMALL = (
     "time", "interval", "speed", "yaw_rate", "command", "speed_limit", "target_speed", "velocity", "acceleration",
     "control", "shift", "weather_numbers",
 )  # fmt: skip
-_WORDS = ("town", "light", "weather", "timeofday")
+_WORDS = ("town", "route", "light", "weather", "timeofday")
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class TimeIndex:
     run: int64 [N], a place in `runs`; frame: int64 [N]; T_world_ego: float64 [N, 4, 4]; targets: float64 [N, K, 2], ego
     frame, NaN where there are fewer; columns: float64 [N] or [N, ...] for each of the columns time, interval, speed,
     yaw_rate, command, speed_limit, target_speed, velocity, acceleration, control, shift and weather_numbers; words:
-    str [N] for each of town, light, weather and timeofday.
+    str [N] for each of town, route, light, weather and timeofday.
     """
 
     runs: tuple[str, ...]

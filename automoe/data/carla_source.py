@@ -21,6 +21,7 @@ import simplejpeg
 from automoe.carla import run
 from automoe.data import carla
 from automoe.data.carla import Run, Step
+from automoe.data.carla_hindsight import Maps, has_route, in_hindsight, route_kind
 from automoe.data.carla_prepared import TASK, features
 from automoe.data.carla_yolo import CarlaYoloSource, find_yolo, is_yolo
 from automoe.data.images import encode_mask
@@ -62,18 +63,22 @@ def find_carla(
     cameras: Sequence[str] | None = None,
     val_towns: Sequence[str] | None = None,
     labels: str = "auto",
+    hindsight: str | None = None,
     names: Sequence[str] | None = None,
     fold: str | None = None,
 ) -> CarlaSource | CarlaYoloSource:
     """The source of one split. Raises DataError where there are no runs, or for an impossible option.
 
     cameras: the front one if not given. val_towns: maps that are kept for validation; see `split_runs` if not given.
-    labels: `coarse` tells vehicles from people alone even where runs tell more. names, fold: of pictures with boxes in
+    labels: `coarse` tells vehicles from people alone even where runs tell more. hindsight: a folder of the towns' maps,
+    to which runs without a route are matched, see `carla_hindsight`. names, fold: of pictures with boxes in
     YOLO's form, see `find_yolo`.
     """
     if is_yolo(root):
-        if val_towns or labels != "auto":
-            raise DataError("--val_towns and --labels are for runs; pictures with boxes in YOLO's form have --fold")
+        if val_towns or labels != "auto" or hindsight:
+            raise DataError(
+                "--val_towns, --labels and --hindsight are for runs; pictures with boxes in YOLO's form have --fold"
+            )
         return find_yolo(root, task, split, names=names, fold=fold)
     folders = carla.find_runs(root)
     if names is not None or fold is not None:
@@ -85,7 +90,9 @@ def find_carla(
     chosen = tuple(cameras) if cameras else (run.LABELLED,)
     if run.LABELLED not in chosen:
         raise DataError(f"the {run.LABELLED} camera is the one with labels; name it among the cameras")
-    return CarlaSource(root, split, tuple(folders), chosen, tuple(val_towns) if val_towns else None, labels, task)
+    maps = None if hindsight is None else Path(hindsight)
+    kept = tuple(val_towns) if val_towns else None
+    return CarlaSource(root, split, tuple(folders), chosen, kept, labels, maps, task)
 
 
 def split_runs(runs: Sequence[Run], val_towns: Sequence[str] | None) -> tuple[dict[str, str], str]:
@@ -133,6 +140,7 @@ class CarlaSource:
     cameras: tuple[str, ...]
     val_towns: tuple[str, ...] | None
     labels: str
+    hindsight: Path | None = None
     task: str = TASK
     dataset: str = "carla"
     unit: str = "frames"
@@ -141,7 +149,8 @@ class CarlaSource:
     @property
     def options(self) -> dict[str, Any]:
         towns = None if self.val_towns is None else list(self.val_towns)
-        return {"cameras": list(self.cameras), "val_towns": towns, "labels": self.labels}
+        maps = None if self.hindsight is None else str(self.hindsight.resolve())
+        return {"cameras": list(self.cameras), "val_towns": towns, "labels": self.labels, "hindsight": maps}
 
     @property
     def place(self) -> Path:
@@ -175,9 +184,23 @@ class CarlaSource:
         return split_runs(self._read[0], self.val_towns)
 
     @cached_property
+    def _matched(self) -> tuple[list[Run], list[str]]:
+        """The runs of this split, with routes in hindsight where that is asked for, and why some have none."""
+        runs = [one for one in self._read[0] if self._splits[0][one.name] == self.split]
+        if self.hindsight is None:
+            return runs, []
+        maps, found, reasons = Maps(self.hindsight), [], []
+        for one in runs:
+            try:
+                found.append(one if has_route(one) else in_hindsight(one, maps))
+            except DataError as error:
+                reasons.append(f"no route in hindsight: {error}")
+                found.append(one)
+        return found, reasons
+
+    @property
     def _runs(self) -> list[Run]:
-        """Those of this split."""
-        return [one for one in self._read[0] if self._splits[0][one.name] == self.split]
+        return self._matched[0]
 
     @cached_property
     def collapse(self) -> dict[str, dict[str, str]]:
@@ -241,6 +264,13 @@ class CarlaSource:
             found += one.problems
             if one.has("tags") and one.version[1]:
                 found.append(f"{one.name}: {one.version[1]}")
+        found += self._matched[1]
+        later = [one.name for one in runs if one.hindsight]
+        if later:
+            found.append(
+                f"{len(later)} of {len(runs)} runs have routes in hindsight, matched to the map afterwards, {later[0]} "
+                "the first: errors with them say nothing beside those with routes that were told"
+            )
         for task, joined in self.collapse.items():
             if joined:
                 counts = Counter(joined.values())
@@ -451,7 +481,8 @@ class CarlaSource:
 
     def _logs(self) -> list[Path]:
         names = ("config.json", "vehicle_log.json")
-        return [folder / name for folder in self.folders for name in names if (folder / name).is_file()]
+        maps = [] if self.hindsight is None else sorted(self.hindsight.glob("*.xodr*"))
+        return [*maps, *(folder / name for folder in self.folders for name in names if (folder / name).is_file())]
 
     def _file_listing(self) -> dict[str, dict[str, Any]]:
         places = [f"images/{camera}" for camera in self.cameras]
@@ -480,6 +511,7 @@ def _log_columns(one: Run, step: Step) -> dict[str, Any]:
         "acceleration": ego.acceleration.tolist(),
         "yaw_rate": ego.yaw_rate,
         "control": list(ego.control),
+        "route": route_kind(one, step),
         "command": step.command,
         "targets": step.targets.tolist(),
         "light": step.light,

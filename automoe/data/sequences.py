@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -261,8 +261,10 @@ class CarlaSequences(Dataset[dict[str, Any]]):
         remembered: int | None = None,
         seed: int = 0,
         limit: int | None = None,
+        routes: Collection[str] | None = None,
     ) -> None:
-        """colors: how far the observations' pictures are varied. remembered: observations have no picture; `look` is
+        """routes: the kinds of routes (`carla_hindsight.route_kind`) of the moments that are used, all if not given.
+        colors: how far the observations' pictures are varied. remembered: observations have no picture; `look` is
         the key of one of so many versions of it, drawn anew in every epoch: the first is the picture as it is. limit:
         use only so many moments, spread evenly."""
         self.info = PreparedInfo.load(path)
@@ -277,6 +279,10 @@ class CarlaSequences(Dataset[dict[str, Any]]):
         self.times = TimeIndex.load(path)
         self._lights = _lights(self.times)
         rows = self._moments()
+        if routes is not None:
+            rows = rows[np.isin(self.times.words["route"][rows], list(routes))]
+            if not len(rows):
+                raise DataError(f"{self.info.path} has no moments whose route is {' or '.join(routes)}")
         aside = np.random.default_rng([seed, 42]).uniform(size=len(rows)) < self.shifted
         count = len(rows) if limit is None else min(limit, len(rows))
         picked = np.linspace(0, len(rows) - 1, count).round().astype(np.int64)
@@ -287,6 +293,12 @@ class CarlaSequences(Dataset[dict[str, Any]]):
     def has_shifted(self) -> bool:
         """Whether there are pictures of the camera that stands aside."""
         return self._aside is not None
+
+    @property
+    def route_kinds(self) -> dict[str, int]:
+        """How many of the moments have a route of which kind."""
+        kinds, counts = np.unique(self.times.words["route"][self.rows], return_counts=True)
+        return dict(zip(kinds.tolist(), counts.tolist()))
 
     def _moments(self) -> np.ndarray:
         """Rows with the past that is asked for and enough of a future to have a target speed."""

@@ -18,7 +18,7 @@ from automoe.data.raw_source import Quarantined, RawSource, file_stamp, quaranti
 from automoe.errors import DataError
 from automoe.files import write_bytes
 
-_FORMAT_VERSIONS = {"detection": 2, "drivable": 2, "segmentation": 2, "frames": 4}
+_FORMAT_VERSIONS = {"detection": 2, "drivable": 2, "segmentation": 2, "frames": 5}
 """By task, 1 if not named; raised whenever a prepared set of an older version must not be read any more."""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from automoe.carla import frame, observe, run
+from automoe.carla.route import CarlaRoute, plan_on_map
 from automoe.carla.server import (
     ANSWER_SECONDS,
     LEAVING_SECONDS,
@@ -30,7 +31,6 @@ from automoe.carla.server import (
     towns_of,
 )
 from automoe.data.sequences import NOTHING_SEEN, Observation, ambient_of
-from automoe.drive.carla_route import CarlaRoute, plan_on_map
 from automoe.drive.carla_rules import STOP_METRES, CarlaReferee, Facts, LaneFact, LaneId, Light, LightLine, StopSign
 from automoe.drive.leaderboard import RouteRecord
 from automoe.drive.referee import tail_of

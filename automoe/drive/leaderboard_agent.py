@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from automoe.carla import frame, run
+from automoe.carla.route import route_of_plan
 from automoe.data.sequences import NOTHING_SEEN
-from automoe.drive.carla_route import route_of_plan
 from automoe.drive.carla_simulator import rig_sensor
 from automoe.drive.simulator import observation_of
 from automoe.errors import CheckpointError, DataError

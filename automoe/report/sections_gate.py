@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from automoe.data.carla_hindsight import HINDSIGHT
 from automoe.errors import DataError
 from automoe.report import charts
 from automoe.report.parts import NONE, Part, Row, Table, part_of_file, read_object
@@ -50,6 +51,7 @@ class Gate:
     entropy: float
     largest: float
     collapsed: bool
+    hindsight: bool
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Gate:
@@ -74,6 +76,7 @@ class Gate:
             int(said["threads"]), float(said["oracle pair loss"]), str(said["best single"]), said["best fixed pair"],
             {name: float(said["use"][name]) for name in experts}, usage, float(said["entropy"]),
             float(said["largest share of one set"]), bool(said["collapsed"]),
+            HINDSIGHT in said.get("routes", {}),
         )  # fmt: skip
 
     @property
@@ -125,8 +128,10 @@ def _facts(gate: Gate) -> list[tuple[str, str]]:
         if gate.weather_told
         else "no: rain and darkness are not told"
     )
+    told = "in hindsight: these errors say nothing beside those with routes that were told"
     return [
         ("checkpoint", gate.checkpoint),
+        *([("routes", told)] if gate.hindsight else []),
         ("experts", f"{gate.top_k} of {len(gate.experts)} at a moment"),
         ("planner", gate.planner),
         ("weather in the context", weather),

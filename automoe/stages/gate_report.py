@@ -31,7 +31,7 @@ from automoe.moe.model import DrivingModel
 from automoe.moe.planner import Plan, planning_losses
 from automoe.moe.routers import Router, drawn, fixed, learned, uniform
 from automoe.stages.memory import Memory, remember
-from automoe.stages.planning import METRIC, PlanningScores, planning_words
+from automoe.stages.planning import METRIC, PlanningScores, comparable, planning_words
 from automoe.stages.train_expert import prepare_splits
 from automoe.taxonomy import CARLA_COMMANDS
 
@@ -170,7 +170,7 @@ def report_gate(
     config = model.config.sequence
     recall = 1 if model.context.stem_is_frozen else None
     train = CarlaSequences(train_info.path, config, remembered=recall, limit=limit)
-    val = CarlaSequences(val_info.path, config, remembered=recall, limit=limit)
+    val = comparable(partial(CarlaSequences, val_info.path, config, remembered=recall, limit=limit), dist)
     tokens = TokenCache(cache or root / "tokens")
     memory = remember(tokens, model, dict(model.experts.items()), [train, val], dist)  # type: ignore[arg-type]
     seen, known = score_arms(model, memory, val, dist), score_arms(model, memory, train, dist)
@@ -192,6 +192,7 @@ def report_gate(
         "top_k": model.config.gate.top_k,
         "weather in the context": model.config.context.ambient,
         "planner": _trained_for(driver),
+        "routes": val.route_kinds,
         "errors": errors,
         "cost": _costs(model, timed, {name: seen.arms[name] for name in seen.arms if not name.endswith(UNTOLD)}),
         "threads": torch.get_num_threads(),

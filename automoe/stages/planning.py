@@ -7,7 +7,7 @@ hand: experts, camera rig and config are in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from automoe.config import from_dict
+from automoe.data.carla_hindsight import HINDSIGHT
 from automoe.data.carla_prepared import TASK
 from automoe.data.sequences import CarlaSequences, SequenceConfig, TargetsBatch, collate
 from automoe.data.transforms import ColorConfig
@@ -229,6 +230,22 @@ class PlanningEvaluation:
         return found
 
 
+def comparable(open_set: Callable[..., CarlaSequences], dist: Distributed) -> CarlaSequences:
+    """A validation set, opened by `open_set`, of which no moments have routes in hindsight where others have routes
+    that were told: their errors are not to be averaged. Says what is left out, and what the kind means."""
+    found = open_set()
+    kinds = found.route_kinds
+    if HINDSIGHT in kinds and len(kinds) > 1:
+        found = open_set(routes=[kind for kind in kinds if kind != HINDSIGHT])
+        dist.say(
+            f"note: {kinds[HINDSIGHT]} validation moments have a route in hindsight and are left out: errors with it "
+            "say nothing beside those with routes that were told."
+        )
+    elif HINDSIGHT in kinds:
+        dist.say("note: errors are with routes in hindsight, and say nothing beside those with routes that were told.")
+    return found
+
+
 @dataclass(frozen=True)
 class PlanningJob:
     """One training of a driving model. experts: frozen, by name. start: weights to begin with, of a model with the same
@@ -270,7 +287,14 @@ def train_planning(
         train_info.path, config.sequence, shifted=config.shifted, fixed=bool(job.experts), colors=config.augment,
         remembered=1 + config.recolored if recall else None, seed=seed, limit=flags.limit,
     )  # fmt: skip
-    val = CarlaSequences(val_info.path, config.sequence, remembered=1 if recall else None, limit=flags.limit)
+    val = comparable(partial(CarlaSequences, val_info.path, config.sequence, remembered=1 if recall else None,
+                             limit=flags.limit), dist)  # fmt: skip
+    routes = {"train": train.route_kinds, "val": val.route_kinds}
+    if HINDSIGHT in routes["train"]:
+        dist.say(
+            f"note: {routes['train'][HINDSIGHT]} of {len(train)} training moments have a route in hindsight, matched "
+            "to the map afterwards."
+        )
     towns = set(train.times.words["town"]) & set(val.times.words["town"])
     if towns:
         dist.say(f"note: {', '.join(sorted(towns))} is trained in and validated in: errors say little of other towns.")
@@ -301,6 +325,7 @@ def train_planning(
         "rig": {key: train_info.rig[key] for key in ("note", "cameras")},
         "dataset_fingerprint": {"train": train_info.fingerprint, "val": val_info.fingerprint},
         "data_root": str(train_info.path),
+        "routes": routes,
         "towns": sorted(set(train.times.words["town"].tolist())),
         **job.origin,
     }

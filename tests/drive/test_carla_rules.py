@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from automoe.drive.carla_route import CarlaRoute
+from automoe.carla.route import CarlaRoute
 from automoe.drive.carla_rules import CarlaReferee, Facts, LaneFact, Light, LightLine, StopSign, hit_of
 from automoe.drive.referee import BLOCKED_SECONDS, TIMEOUT_SECONDS
 

@@ -21,9 +21,9 @@ from carla_server import Actor, Blueprint, Client, World
 from automoe import cli
 from automoe.carla import frame
 from automoe.carla.observe import pose_of
+from automoe.carla.route import plan_on_map
 from automoe.data.sequences import Observation, into_frame
 from automoe.drive import carla_simulator as module
-from automoe.drive.carla_route import plan_on_map
 from automoe.drive.carla_simulator import CarlaSimulator, carla_drive, lights_of, rig_sensor, stops_of, weather_of
 from automoe.drive.closed_loop import drive_route
 from automoe.drive.controllers import CARLA_CAR, Controller

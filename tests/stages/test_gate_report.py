@@ -11,10 +11,11 @@ import torch
 from carla_runs import write_bend
 from driving_models import model
 
-from automoe.data.prepared import ensure_prepared
+from automoe.data.prepared import PreparedInfo, ensure_prepared
 from automoe.engine.distributed import setup
 from automoe.errors import CheckpointError
 from automoe.moe.checkpoint import TrainedDriver
+from automoe.moe.ground import CameraSpec
 from automoe.report.sections_gate import read_gate
 from automoe.stages.gate_report import arm_table, report_gate, usage_table
 
@@ -32,7 +33,8 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_arm_and_all_usage_is_told(data_root: Path, tmp_path: Path, one_thread: None) -> None:
-    driver = model(*ALL, top_k=2)
+    rig = PreparedInfo.load(data_root / "frames" / "val").rig
+    driver = model(*ALL, top_k=2, camera=CameraSpec.of_rig(rig))
     assert driver.gate is not None
     with torch.no_grad():
         driver.gate.score[-1].bias.copy_(torch.tensor([9.0, 0.0, 5.0]))  # always the first and the last

@@ -13,7 +13,7 @@ import pytest
 
 from automoe.carla import frame
 from automoe.carla.observe import pose_of
-from automoe.drive.carla_route import CarlaRoute, plan_on_map, route_of_plan
+from automoe.carla.route import CarlaRoute, plan_on_map, route_of_plan
 from automoe.drive.routes import RouteFile, read_routes
 from automoe.errors import DataError
 from automoe.world import polyline

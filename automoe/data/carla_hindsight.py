@@ -1,0 +1,105 @@
+"""Routes for runs that were recorded without one: the way that was driven, matched to the town's map afterwards.
+
+That is hindsight. Who drove it may not have meant to go there, and nobody had told him: what is planned with such a
+route is not compared with what is planned with one that was told (`TOLD`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automoe.carla.route import CarlaRoute, plan_on_map
+from automoe.data.carla import Run, Step
+from automoe.errors import DataError
+from automoe.taxonomy import CARLA_COMMANDS
+from automoe.world import polyline
+
+TOLD, HINDSIGHT, NO_ROUTE = "told", "hindsight", "none"
+"""What a moment's route is."""
+
+APART = 15.0
+"""Metres of way from one place that is matched to the next: short enough that there is one way between them."""
+
+LEAST = 20.0
+"""Metres of the shortest way that is matched: who hardly moved shows no route."""
+
+AHEAD = 2
+"""Points of the sparse plan that a driver is told (`sequences.ROUTE_POINTS`)."""
+
+
+def route_kind(run: Run, step: Step) -> str:
+    """What the route of a run's step is: one of TOLD, HINDSIGHT and NO_ROUTE."""
+    if step.command < 0 and not len(step.targets):
+        return NO_ROUTE
+    return HINDSIGHT if run.hindsight else TOLD
+
+
+class Maps:
+    """A folder of OpenDRIVE files, named by their towns: Town01.xodr, or Town01.xodr.gz. Needs CARLA's client, which
+    knows their lanes. Raises DataError where there is no such folder, or no client."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise DataError(f"there is no folder {folder} of maps; name one with OpenDRIVE files (Town01.xodr)")
+        try:
+            self.carla: Any = importlib.import_module("carla")
+        except ImportError as error:
+            raise DataError(
+                "routes in hindsight need the CARLA client, which knows maps; install it with `pip install "
+                "automoe[carla]`"
+            ) from error
+        self.folder = folder
+        self._known: dict[str, Any] = {}
+
+    def of(self, town: str) -> Any:
+        """The carla.Map of a town. Raises DataError where there is none, or where it can't be read."""
+        if town not in self._known:
+            paths = [self.folder / f"{town}{end}" for end in (".xodr", ".xodr.gz")]
+            path = next((path for path in paths if path.is_file()), None)
+            if path is None:
+                raise DataError(f"{self.folder} has no map of {town} ({town}.xodr or {town}.xodr.gz)")
+            try:
+                data = path.read_bytes()
+                text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+                self._known[town] = self.carla.Map(town, text)
+            except (OSError, EOFError, ValueError, RuntimeError) as error:
+                raise DataError(f"{path} can't be read as an OpenDRIVE map: {error}") from error
+        return self._known[town]
+
+
+def has_route(run: Run) -> bool:
+    """Whether any step of a run tells a route."""
+    return any(step.command >= 0 or len(step.targets) for step in run.steps)
+
+
+def in_hindsight(run: Run, maps: Maps) -> Run:
+    """The run with the commands and target points of the way that it took. Raises DataError where that can't be matched
+    to its town's map."""
+    track = np.array([step.ego.T_world_ego[:3, 3] for step in run.steps])
+    along = polyline.stations(track[:, :2])
+    if along[-1] < LEAST:
+        raise DataError(f"{run.name} went {along[-1]:.0f} m, which shows no route")
+    wanted = np.linspace(0.0, along[-1], max(2, round(along[-1] / APART) + 1))
+    rows = np.unique(np.searchsorted(along, wanted).clip(max=len(along) - 1))
+    try:
+        route = plan_on_map(maps.carla, maps.of(run.town), track[rows])
+    except DataError as error:
+        raise DataError(f"{run.name} doesn't lie on the map of {run.town}: {error}") from error
+    return replace(run, steps=tuple(_told(run, route)), hindsight=True)
+
+
+def _told(run: Run, route: CarlaRoute) -> list[Step]:
+    steps, station = [], 0.0
+    for step in run.steps:
+        pose = step.ego.T_world_ego
+        station = route.advance(pose[:2, 3], station)
+        cos, sin = pose[:2, 0] / np.linalg.norm(pose[:2, 0])
+        targets = (route.next_targets(station, AHEAD) - pose[:2, 3]) @ np.array([[cos, -sin], [sin, cos]])
+        steps.append(replace(step, command=CARLA_COMMANDS.index(route.command(station)), targets=targets))
+    return steps
