@@ -365,6 +365,9 @@ def gate(
     checkpoint: Annotated[Path, Parameter(help="best.pth of gating_network, or of a carla_policy on one")],
     data_root: CarlaRoot = CARLA_ROOT,
     out: Path = Path("reports/gate.json"),
+    beside: Annotated[
+        list[str] | None, Parameter(consume_multiple=True, help="other drivers in the same table: NAME=best.pth")
+    ] = None,
     limit: Annotated[int | None, Parameter(help="only so many moments of each split, spread evenly")] = None,
     token_cache: Annotated[Path | None, Parameter(help="as the trainer's; inside the data root if not given")] = None,
     device: str = "auto",
@@ -375,11 +378,12 @@ def gate(
     """
     from automoe.engine.distributed import setup
     from automoe.moe.checkpoint import load_driving_model
-    from automoe.stages.gate_report import arm_table, report_gate, usage_table
+    from automoe.stages.gate_report import arm_table, named_files, report_gate, usage_table
 
     with setup(device) as dist:
         driver = load_driving_model(checkpoint, dist.device)
-        said = report_gate(driver, data_root, out, dist, limit=limit, cache=token_cache)
+        others = {name: load_driving_model(path, dist.device) for name, path in named_files(beside or []).items()}
+        said = report_gate(driver, data_root, out, dist, beside=others, limit=limit, cache=token_cache)
     print(arm_table(said))
     print(usage_table(said))
     print(f"Report: {out}")

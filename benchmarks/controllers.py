@@ -38,7 +38,7 @@ VARIED: dict[str, tuple[float, ...]] = {
     "aim_seconds": (0.3, 0.45, 0.8, 1.0),
     "aim_least": (2.5, 3.25, 5.0, 6.0),
     "pull": (0.6, 0.9, 2.0),
-    "brake_pull": (1.0, 1.4, 3.0),
+    "brake_pull": (1.3, 2.0, 4.0),
 }
 """Values that are tried instead of the default, one setting at a time."""
 

@@ -131,6 +131,7 @@ class Recipe:
     def open_loop(self) -> list[str]:
         return [
             f"{BIN}/automoe gate --checkpoint {self.gate} --data_root {self.prepared} --limit 800 "
+            f"--beside no_experts={self.seeing} blind={self.unseeing} "
             f"--out {self.work}/gate_report.json --device cpu"
         ]
 

@@ -125,6 +125,7 @@ if [ "$drive" = 1 ]; then
   say "4/5  Driving $routes route of $route_length m in a town that nobody was trained in"
   models="$output/models/checkpoints"
   "$bin/automoe" gate --checkpoint "$models/gating_network/tiny/best.pth" --data_root "$data/carla/preprocessed" \
+    --beside "no_experts=$models/carla_policy/tiny/best.pth" "blind=$models/carla_policy/blind/best.pth" \
     --limit 60 --out "$gate_report"
   "$bin/automoe" drive --checkpoint "$models/gating_network/tiny/best.pth" --number "$routes" \
     --length "$route_length" --seeds 1 --out "$drives" \

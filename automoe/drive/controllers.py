@@ -46,7 +46,7 @@ class ControllerConfig:
     aim_least: float = 4.0
     aim_most: float = 9.0
     pull: float = 1.3
-    brake_pull: float = 2.0
+    brake_pull: float = 3.0
     hold_below: float = 0.4
     comfortable: float = 3.0
 

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from automoe.data.carla_prepared import TASK
+from automoe.data.prepared import PreparedInfo
 from automoe.data.sequences import LIGHTS, CarlaSequences, ObservationBatch, collate
 from automoe.engine.distributed import Distributed
 from automoe.engine.loader import evaluation_loader, to_device
-from automoe.errors import CheckpointError
+from automoe.errors import CheckpointError, ConfigError
 from automoe.files import write_text
 from automoe.moe.cache import Remembered, TokenCache
 from automoe.moe.checkpoint import TrainedDriver
@@ -31,7 +32,7 @@ from automoe.moe.model import DrivingModel
 from automoe.moe.planner import Plan, planning_losses
 from automoe.moe.routers import Router, drawn, fixed, learned, uniform
 from automoe.stages.memory import Memory, remember
-from automoe.stages.planning import METRIC, PlanningScores, comparable, planning_words
+from automoe.stages.planning import METRIC, PlanningEvaluation, PlanningScores, comparable, planning_words
 from automoe.stages.train_expert import prepare_splits
 from automoe.taxonomy import CARLA_COMMANDS
 
@@ -149,20 +150,36 @@ def usage(dataset: CarlaSequences, choices: np.ndarray, names: Sequence[str]) ->
     return found
 
 
+def named_files(said: Sequence[str]) -> dict[str, Path]:
+    """What a person says of drivers beside a gate, NAME=best.pth each. Raises ConfigError for anything else."""
+    found: dict[str, Path] = {}
+    for word in said:
+        name, named, path = word.partition("=")
+        if not (name and named and path) or name in found:
+            raise ConfigError(f"--beside takes NAME=best.pth, each name once, not {word!r}.")
+        found[name] = Path(path)
+    return found
+
+
 def report_gate(
     driver: TrainedDriver,
     root: Path,
     out: Path,
     dist: Distributed,
     *,
+    beside: Mapping[str, TrainedDriver] | None = None,
     limit: int | None = None,
     cache: Path | None = None,
 ) -> dict[str, Any]:
     """Score a gating checkpoint's arms on the validation set and choose the fixed pair on the training set; write
-    `out` (JSON) and return its content."""
+    `out` (JSON) and return its content. beside: other drivers by name, of whom the errors alone are told. Raises
+    CheckpointError for a checkpoint without a gate, and for a driver beside it who plans something else."""
     model = driver.model
     if not model.names:
         raise CheckpointError(f"{driver.path} is of a policy without experts: it has no gate to look into.")
+    for name in beside or {}:
+        if name in arms_of(model) or name == CONSTANT:
+            raise ConfigError(f"a driver beside the gate can't be named {name!r}: that is who is heard in another row.")
     train_info, val_info = prepare_splits(root, TASK, None, dist)
     assert model.config.camera is not None
     for info in (train_info, val_info):
@@ -174,6 +191,7 @@ def report_gate(
     tokens = TokenCache(cache or root / "tokens")
     memory = remember(tokens, model, dict(model.experts.items()), [train, val], dist)  # type: ignore[arg-type]
     seen, known = score_arms(model, memory, val, dist), score_arms(model, memory, train, dist)
+    others = {name: _errors_of(one, model, val_info, tokens, dist, limit) for name, one in (beside or {}).items()}
     timed = CarlaSequences(val_info.path, config, limit=TIMED)
     pairs = [name for name in seen.arms if "+" in name]
     singles = list(model.names)
@@ -193,7 +211,8 @@ def report_gate(
         "weather in the context": model.config.context.ambient,
         "planner": _trained_for(driver),
         "routes": val.route_kinds,
-        "errors": errors,
+        "errors": {**errors, **others},
+        "beside": {name: str(one.path) for name, one in (beside or {}).items()},
         "cost": _costs(model, timed, {name: seen.arms[name] for name in seen.arms if not name.endswith(UNTOLD)}),
         "threads": torch.get_num_threads(),
         "loss": {name: float(np.mean(losses)) for name, losses in seen.losses.items()},
@@ -208,6 +227,26 @@ def report_gate(
     }
     write_text(out, json.dumps(said, indent=1) + "\n")
     return said
+
+
+def _errors_of(
+    driver: TrainedDriver,
+    gated: DrivingModel,
+    info: PreparedInfo,
+    tokens: TokenCache,
+    dist: Distributed,
+    limit: int | None,
+) -> dict[str, float | None]:
+    """The errors of another driver on a validation set."""
+    model, name = driver.model, str(driver.path)
+    if model.config.sequence != gated.config.sequence:
+        raise CheckpointError(f"{name} plans other paths or waypoints than the gate's checkpoint: nothing to compare.")
+    if model.config.camera is not None:
+        model.config.camera.must_see(info.rig, str(info.path))
+    recall = 1 if model.context.stem_is_frozen else None
+    data = comparable(partial(CarlaSequences, info.path, model.config.sequence, remembered=recall, limit=limit), dist)
+    memory = remember(tokens, model, dict(model.experts.items()), [data], dist)  # type: ignore[arg-type]
+    return PlanningEvaluation(data, model.config.context.size, memory, 32, 0)(model, dist)
 
 
 def _trained_for(driver: TrainedDriver) -> str:

@@ -221,7 +221,7 @@ class _Recorder:
         from automoe.world.traffic import draw_conditions
 
         self.plan, self.renderer, self.caster = plan, renderer, caster
-        self.split, self.name = split, folder_of(split, index)
+        self.split, self.index, self.name = split, index, folder_of(split, index)
         self.rng = np.random.default_rng([plan.seed, 400 + SPLITS.index(split), index])
         self.cameras = [camera for camera in carla_cameras(*plan.size) if camera.name in plan.cameras]
         self.lidar = carla_lidar()
@@ -239,7 +239,8 @@ class _Recorder:
         from automoe.world.autopilot import Autopilot, LateStarts
 
         pilot, touched, tick = Autopilot(), set(), 0
-        driver = LateStarts(pilot, self.rng, self.plan.late_starts) if self.plan.late_starts > 0.0 else pilot
+        own = np.random.default_rng([self.plan.seed, 402 + SPLITS.index(self.split), self.index])
+        driver = LateStarts(pilot, own, self.plan.late_starts) if self.plan.late_starts > 0.0 else pilot
         if self.plan.lead_in > 0.0:
             for _ in range(int(self.rng.uniform(0.0, self.plan.lead_in) / run.TICK)):
                 self.drive.step(pilot.control(self.drive))

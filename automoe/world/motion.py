@@ -32,8 +32,10 @@ ACCELERATION, BRAKING, HARD_BRAKING = 1.6, 2.2, 6.0
 """Metres a second squared: what drivers like, and the most they do."""
 HEADWAY, STANDSTILL_GAP = 1.3, 2.0
 """Seconds and metres to the vehicle ahead."""
-SPARE = 1.5
+SPARE = 2.5
 """Metres before a line at which a learner is taught to stop earlier than others do."""
+ACROSS = 3.0
+"""Metres beyond the line of a red light: who is taught stays there, since his tail has not crossed it yet."""
 SIDEWAYS = 2.2
 """Most comfortable acceleration in bends, metres a second squared."""
 GAP_SECONDS = 4.5
@@ -258,21 +260,31 @@ class Traffic:
     def target_speed(self) -> float:
         """The speed, m/s, at which the `advice` here would be neither to speed up nor to slow down, however fast the
         ego is, for a learner to go by: lines are stopped at SPARE metres earlier, since he errs, and from where their
-        lights are in sight; a junction that may be entered by now is free, from as far as it is seen; and whether one
-        can still stop at a light that turns yellow is decided as at the speed of a free road."""
+        lights are in sight; a junction that may be entered by now is free, from as far as it is seen; yellow is like
+        red as long as the nose is before the line; and who has come to stand across the line of a red light stays."""
         vehicle = self._vehicles[EGO]
         allowed = self._allowed([vehicle])[EGO]
+        if self._stands_across(vehicle):
+            return 0.0
         granted, (lane_id, distance) = set(vehicle.granted), self._next_junction(vehicle)
-        if lane_id is not None and self._may_enter(vehicle, lane_id, distance, self._arrivals(), allowed):
-            granted.add(lane_id)
-        elif lane_id is not None and self._signal(lane_id) == "yellow" and distance > _braked(allowed):
+        if lane_id is not None and distance > 0.0 and self._signal(lane_id) in ("yellow", "red"):
             granted.discard(lane_id)
+        elif lane_id is not None and self._may_enter(vehicle, lane_id, distance, self._arrivals()):
+            granted.add(lane_id)
         gap, speed = self._obstacle(replace(vehicle, granted=granted), SPARE)
         low, high = 0.0, allowed
         for _ in range(20):  # to a hundred thousandth of the limit
             middle = (low + high) / 2
             low, high = (middle, high) if _idm(middle, allowed, gap, speed) > 0.0 else (low, middle)
         return low
+
+    def _stands_across(self, vehicle: _Vehicle) -> bool:
+        """Whether a vehicle's nose is beyond the line of a red light, and less than ACROSS."""
+        for lane_id, start in self._covered(vehicle, vehicle.front - ACROSS, vehicle.front):
+            over = vehicle.front - start + self._roads.setback.get(lane_id, 0.3)
+            if self.town.lanes[lane_id].junction is not None and 0.0 <= over < ACROSS:
+                return self._signal(lane_id) == "red"
+        return False
 
     def light_ahead(self) -> tuple[TrafficSignal, float] | None:
         """The light that holds the ego at the next junction, and how far before its nose the line is, metres."""
@@ -463,7 +475,7 @@ class Traffic:
                 # Somebody else's ego may have stood through its green: what it was granted then is over.
                 if too_late or (vehicle.id == EGO and self._driven and state == "red" and distance > 0.0):
                     vehicle.granted.discard(lane_id)
-            elif distance < reach and self._may_enter(vehicle, lane_id, distance, arrivals, vehicle.speed):
+            elif distance < reach and self._may_enter(vehicle, lane_id, distance, arrivals):
                 vehicle.granted.add(lane_id)
             if lane_id not in vehicle.granted:
                 held.add(entry)
@@ -495,11 +507,10 @@ class Traffic:
         lane_id: str,
         distance: float,
         arrivals: list[tuple[float, _Vehicle, str]],
-        speed: float,
     ) -> bool:
-        """Whether nothing speaks against it for a vehicle that comes at a speed, m/s."""
+        """Whether nothing speaks against it."""
         state = self._signal(lane_id)
-        if state == "red" or (state == "yellow" and distance > _braked(speed)):
+        if state == "red" or (state == "yellow" and distance > _braked(vehicle.speed)):
             return False
         must_stop = lane_id in self._roads.stop_controlled
         if must_stop and vehicle.waited < 0.6:

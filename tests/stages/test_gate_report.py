@@ -39,9 +39,11 @@ def test_every_arm_and_all_usage_is_told(data_root: Path, tmp_path: Path, one_th
     with torch.no_grad():
         driver.gate.score[-1].bias.copy_(torch.tensor([9.0, 0.0, 5.0]))  # always the first and the last
     with setup("cpu") as dist:
+        alone = TrainedDriver(model(camera=CameraSpec.of_rig(rig)).eval(), tmp_path / "y.pth", {}, "")
         said = report_gate(
-            TrainedDriver(driver.eval(), tmp_path / "x.pth", {}, ""), data_root, tmp_path / "g.json", dist
-        )
+            TrainedDriver(driver.eval(), tmp_path / "x.pth", {}, ""), data_root, tmp_path / "g.json", dist,
+            beside={"no_experts": alone},
+        )  # fmt: skip
     assert said == json.loads((tmp_path / "g.json").read_text())
     assert said["use"] == {"detection": 1.0, "drivable": 0.0, "segmentation": 1.0}
     assert said["collapsed"]
@@ -52,7 +54,9 @@ def test_every_arm_and_all_usage_is_told(data_root: Path, tmp_path: Path, one_th
     arms = ["learned top-1", "learned top-2", "learned top-3", "nobody", *ALL, *pairs, "uniform", "random 2"]
     untold = "learned top-2, weather not told"
     assert list(said["loss"]) == [*arms, untold]
-    assert set(said["errors"]) == {*arms, untold, "constant velocity"}
+    assert set(said["errors"]) == {*arms, untold, "constant velocity", "no_experts"}
+    assert said["beside"] == {"no_experts": str(tmp_path / "y.pth")}
+    assert said["errors"]["no_experts"]["path_error"] != said["errors"]["nobody"]["path_error"]
     assert set(said["cost"]) == set(arms)
     # Of the whole frame, and of what runs: a pair costs what its two cost alone, but for what always runs.
     gflops = {name: cost["gflops"] for name, cost in said["cost"].items()}

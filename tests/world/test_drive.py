@@ -125,6 +125,38 @@ def test_the_target_speed_is_where_the_advice_is_neutral(
     assert earlier > 5
 
 
+def test_a_learner_is_taught_to_stop_at_yellow_and_to_stay_across_a_red_lights_line(
+    small_stage, obstacles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = 0
+    for seed in range(4):
+        route = draw_route(small_stage.town, np.random.default_rng(seed), 200.0)
+        drive, pilot = Drive(small_stage, route, seed, obstacles=obstacles), Autopilot()
+        for _ in range(500):
+            drive.step(pilot.control(drive))
+            traffic, ego = drive.traffic, drive.scene.ego
+            found = traffic.light_ahead()
+            if found is None or not 0.0 < found[1] < 6.0 or found[0].state(drive.scene.time) != "red":
+                continue
+
+            def wanted(beyond: float, state: str, traffic=traffic, ego=ego, signal=found[0], metres=found[1]) -> float:
+                """The target speed so far beyond the line."""
+                forward = (metres + beyond) * np.array([np.cos(ego.yaw), np.sin(ego.yaw)])
+                traffic.place_ego(replace(ego, x=ego.x + float(forward[0]), y=ego.y + float(forward[1])))
+                with monkeypatch.context() as patch:
+                    patch.setattr(type(signal), "state", lambda *_: state)
+                    return traffic.target_speed()
+
+            for state in ("red", "yellow"):
+                assert wanted(-found[1], state) < max(found[1] - motion.SPARE, 0.1)
+                assert wanted(-1.0, state) == 0.0
+            assert wanted(1.0, "red") == 0.0
+            assert wanted(motion.ACROSS + 1.0, "red") > 1.0
+            checked += 1
+            break
+    assert checked > 1
+
+
 def test_who_goes_at_the_target_speed_arrives(small_stage, obstacles) -> None:
     route = draw_route(small_stage.town, np.random.default_rng(3), 150.0)
     drive, pilot, wanted = Drive(small_stage, route, 3, obstacles=obstacles), Autopilot(), []
