@@ -52,3 +52,4 @@ devkit: dev  ## the official nuScenes devkit and CARLA's client, for the tests t
 
 clean-demo:  ## remove what the demo made
 	rm -rf datasets/embedded models/checkpoints/*/tiny models/runs/*/tiny reports/demo
+	rm -rf models/checkpoints/carla_policy/tiny_blind models/runs/carla_policy/tiny_blind

@@ -66,7 +66,7 @@ class Recipe:
             gate = _profile("gating_network")
             gate["engine"] |= {"max_steps": self.options.gate_steps, "eval_every": 2}
             self._write("gate", gate)
-        if not {"blind", "policy"} <= set(finished):
+        if not {"blind", "policy"} & set(finished):
             policy = _profile("carla_policy")
             policy["engine"] |= {"max_steps": self.options.policy_steps, "eval_every": 2}
             self._write("policy", policy)

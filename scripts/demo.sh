@@ -17,7 +17,7 @@ run_seconds=${DEMO_RUN_SECONDS:-10}
 drive=${DEMO_DRIVE:-1}                  # 0 leaves out gate, policy and route
 moments=${DEMO_MOMENTS:-900}            # of them, that the frozen experts look at
 gate_steps=${DEMO_GATE_STEPS:-500}      # of gate and planner on the frozen experts
-policy_steps=${DEMO_POLICY_STEPS:-800}  # of the policy without experts, which stands beside
+policy_steps=${DEMO_POLICY_STEPS:-800}  # of the policies without experts, seeing and blind, which stand beside
 routes=${DEMO_ROUTES:-1}                # to drive
 route_length=${DEMO_ROUTE_LENGTH:-120}  # metres
 output=${DEMO_OUTPUT:-.}                # models/ and logs/ go below it
@@ -100,7 +100,7 @@ mixture() {
 }
 lonely() {
   policy tiny
-  policy blind --blind
+  policy tiny_blind --blind
 }
 policy() {  # run name, more flags
   OMP_NUM_THREADS="$share" "$bin/python" training/train_carla_policy.py --profile tiny --run_name "$@" \
@@ -125,12 +125,12 @@ if [ "$drive" = 1 ]; then
   say "4/5  Driving $routes route of $route_length m in a town that nobody was trained in"
   models="$output/models/checkpoints"
   "$bin/automoe" gate --checkpoint "$models/gating_network/tiny/best.pth" --data_root "$data/carla/preprocessed" \
-    --beside "no_experts=$models/carla_policy/tiny/best.pth" "blind=$models/carla_policy/blind/best.pth" \
+    --beside "no_experts=$models/carla_policy/tiny/best.pth" "blind=$models/carla_policy/tiny_blind/best.pth" \
     --limit 60 --out "$gate_report"
   "$bin/automoe" drive --checkpoint "$models/gating_network/tiny/best.pth" --number "$routes" \
     --length "$route_length" --seeds 1 --out "$drives" \
     --beside teacher constant_velocity "no_experts=$models/carla_policy/tiny/best.pth" \
-    "blind=$models/carla_policy/blind/best.pth"
+    "blind=$models/carla_policy/tiny_blind/best.pth"
   driven=(--drives "$drives" --gate "$gate_report")
 fi
 

@@ -19,7 +19,7 @@ DATA_ROOT=${DATA_ROOT:-}              # what `automoe prepare carla` made, or ru
 WORLD_SIZE=${WORLD_SIZE:-1}           # processes on this machine; on a CPU they are CPU processes
 BATCH_SIZE=${BATCH_SIZE:-}            # per process
 LEARNING_RATE=${LEARNING_RATE:-}      # not scaled with the number of processes
-EPOCHS=${EPOCHS:-}
+EPOCHS=${EPOCHS:-}                    # whoever says epochs means them: a bound in steps leaves the config
 NUM_WORKERS=${NUM_WORKERS:-}          # loader processes per training process
 DEVICE=${DEVICE:-auto}                # auto, cpu or cuda
 SEED=${SEED:-}
@@ -60,8 +60,8 @@ fi
 
 "$PYTHON" training/lib/update_config.py "$CONFIG" \
   "data_root=$DATA_ROOT" "world_size=$WORLD_SIZE" "engine.batch_size=$BATCH_SIZE" \
-  "engine.learning_rate=$LEARNING_RATE" "engine.epochs=$EPOCHS" "engine.num_workers=$NUM_WORKERS" \
-  "engine.seed=$SEED" \
+  "engine.learning_rate=$LEARNING_RATE" "engine.num_workers=$NUM_WORKERS" "engine.seed=$SEED" \
+  ${EPOCHS:+"engine.epochs=$EPOCHS" "engine.max_steps" "engine.eval_every"} \
   --experts "${EXPERT_CHECKPOINTS[@]}"
 
 flags=(--config "$CONFIG" --run_name "$RUN_NAME"
@@ -69,7 +69,6 @@ flags=(--config "$CONFIG" --run_name "$RUN_NAME"
        --device "$DEVICE" --resume "$RESUME" --output_root "$OUTPUT_ROOT")
 add --data_root "$DATA_ROOT"
 add --limit "$LIMIT"
-add --epochs "$EPOCHS"      # beside the config's: who says epochs means them, whatever bound in steps stands there
 add --max_steps "$MAX_STEPS"
 # shellcheck disable=SC2206  # words on purpose
 flags+=($EXTRA_ARGS --expert_checkpoints "${EXPERT_CHECKPOINTS[@]}")

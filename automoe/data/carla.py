@@ -87,6 +87,11 @@ class Step:
     shift: tuple[float, float] = (math.nan, math.nan)
 
     @property
+    def has_route(self) -> bool:
+        """Whether it tells a route."""
+        return self.command >= 0 or len(self.targets) > 0
+
+    @property
     def name(self) -> str:
         """The stem of the frame's files."""
         return f"{self.number:06d}"

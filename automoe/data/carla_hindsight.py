@@ -1,19 +1,22 @@
 """Routes for runs that were recorded without one: the way that was driven, matched to the town's map afterwards.
 
 That is hindsight. Who drove it may not have meant to go there, and nobody had told him: what is planned with such a
-route is not compared with what is planned with one that was told (`TOLD`).
+route is not compared with what is planned with one that was told (`TOLD`). Beyond a run's end its way goes straight on:
+where it ended would tell who came to stand there.
 """
 
 from __future__ import annotations
 
 import gzip
 import importlib
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from automoe.carla import frame
 from automoe.carla.route import CarlaRoute, plan_on_map
 from automoe.data.carla import Run, Step
 from automoe.errors import DataError
@@ -29,15 +32,21 @@ APART = 15.0
 LEAST = 20.0
 """Metres of the shortest way that is matched: who hardly moved shows no route."""
 
-AHEAD = 2
-"""Points of the sparse plan that a driver is told (`sequences.ROUTE_POINTS`)."""
+BEYOND = 120.0
+"""Metres of way that are added beyond a run's end: more than two points of the sparse plan lie ahead."""
+
+APART_FROM_TOLD = "errors with routes in hindsight say nothing beside those with routes that were told"
 
 
 def route_kind(run: Run, step: Step) -> str:
     """What the route of a run's step is: one of TOLD, HINDSIGHT and NO_ROUTE."""
-    if step.command < 0 and not len(step.targets):
+    if not step.has_route:
         return NO_ROUTE
     return HINDSIGHT if run.hindsight else TOLD
+
+
+class MapError(DataError):
+    """A town's map is missing or damaged: nothing that is said of a run."""
 
 
 class Maps:
@@ -58,29 +67,25 @@ class Maps:
         self._known: dict[str, Any] = {}
 
     def of(self, town: str) -> Any:
-        """The carla.Map of a town. Raises DataError where there is none, or where it can't be read."""
+        """The carla.Map of a town. Raises MapError where there is none, or where it can't be read."""
         if town not in self._known:
             paths = [self.folder / f"{town}{end}" for end in (".xodr", ".xodr.gz")]
             path = next((path for path in paths if path.is_file()), None)
             if path is None:
-                raise DataError(f"{self.folder} has no map of {town} ({town}.xodr or {town}.xodr.gz)")
+                raise MapError(f"{self.folder} has no map of {town}; put {town}.xodr or {town}.xodr.gz there")
             try:
                 data = path.read_bytes()
                 text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
                 self._known[town] = self.carla.Map(town, text)
-            except (OSError, EOFError, ValueError, RuntimeError) as error:
-                raise DataError(f"{path} can't be read as an OpenDRIVE map: {error}") from error
+            except (OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:
+                raise MapError(f"{path} can't be read as an OpenDRIVE map: {error}") from error
         return self._known[town]
-
-
-def has_route(run: Run) -> bool:
-    """Whether any step of a run tells a route."""
-    return any(step.command >= 0 or len(step.targets) for step in run.steps)
 
 
 def in_hindsight(run: Run, maps: Maps) -> Run:
     """The run with the commands and target points of the way that it took. Raises DataError where that can't be matched
-    to its town's map."""
+    to its town's map, and MapError where there is no such map."""
+    town_map = maps.of(run.town)
     track = np.array([step.ego.T_world_ego[:3, 3] for step in run.steps])
     along = polyline.stations(track[:, :2])
     if along[-1] < LEAST:
@@ -88,10 +93,24 @@ def in_hindsight(run: Run, maps: Maps) -> Run:
     wanted = np.linspace(0.0, along[-1], max(2, round(along[-1] / APART) + 1))
     rows = np.unique(np.searchsorted(along, wanted).clip(max=len(along) - 1))
     try:
-        route = plan_on_map(maps.carla, maps.of(run.town), track[rows])
+        route = plan_on_map(maps.carla, town_map, np.concatenate([track[rows], _beyond(maps.carla, town_map, track)]))
     except DataError as error:
         raise DataError(f"{run.name} doesn't lie on the map of {run.town}: {error}") from error
     return replace(run, steps=tuple(_told(run, route)), hindsight=True)
+
+
+def _beyond(carla: Any, town_map: Any, track: np.ndarray) -> np.ndarray:
+    """Places [N, 3] straight on along the lanes beyond a track's end; none where the map ends there."""
+    onward: list[np.ndarray] = []
+    waypoint = town_map.get_waypoint(carla.Location(**frame.say_vector(track[-1])))
+    while waypoint is not None and len(onward) * APART < BEYOND:
+        yaw = waypoint.transform.rotation.yaw
+        options = waypoint.next(APART)
+        turns = [abs((one.transform.rotation.yaw - yaw + 180.0) % 360.0 - 180.0) for one in options]
+        waypoint = options[int(np.argmin(turns))] if options else None
+        if waypoint is not None:
+            onward.append(frame.vector(frame.location_of(waypoint.transform.location)))
+    return np.array(onward).reshape(-1, 3)
 
 
 def _told(run: Run, route: CarlaRoute) -> list[Step]:
@@ -100,6 +119,6 @@ def _told(run: Run, route: CarlaRoute) -> list[Step]:
         pose = step.ego.T_world_ego
         station = route.advance(pose[:2, 3], station)
         cos, sin = pose[:2, 0] / np.linalg.norm(pose[:2, 0])
-        targets = (route.next_targets(station, AHEAD) - pose[:2, 3]) @ np.array([[cos, -sin], [sin, cos]])
+        targets = (route.next_targets(station) - pose[:2, 3]) @ np.array([[cos, -sin], [sin, cos]])
         steps.append(replace(step, command=CARLA_COMMANDS.index(route.command(station)), targets=targets))
     return steps

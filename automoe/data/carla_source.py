@@ -21,7 +21,7 @@ import simplejpeg
 from automoe.carla import run
 from automoe.data import carla
 from automoe.data.carla import Run, Step
-from automoe.data.carla_hindsight import Maps, has_route, in_hindsight, route_kind
+from automoe.data.carla_hindsight import APART_FROM_TOLD, MapError, Maps, in_hindsight, route_kind
 from automoe.data.carla_prepared import TASK, features
 from automoe.data.carla_yolo import CarlaYoloSource, find_yolo, is_yolo
 from automoe.data.images import encode_mask
@@ -192,7 +192,10 @@ class CarlaSource:
         maps, found, reasons = Maps(self.hindsight), [], []
         for one in runs:
             try:
-                found.append(one if has_route(one) else in_hindsight(one, maps))
+                told = any(step.has_route for step in one.steps)
+                found.append(one if told else in_hindsight(one, maps))
+            except MapError:
+                raise
             except DataError as error:
                 reasons.append(f"no route in hindsight: {error}")
                 found.append(one)
@@ -269,7 +272,7 @@ class CarlaSource:
         if later:
             found.append(
                 f"{len(later)} of {len(runs)} runs have routes in hindsight, matched to the map afterwards, {later[0]} "
-                "the first: errors with them say nothing beside those with routes that were told"
+                f"the first: {APART_FROM_TOLD}"
             )
         for task, joined in self.collapse.items():
             if joined:
@@ -481,8 +484,7 @@ class CarlaSource:
 
     def _logs(self) -> list[Path]:
         names = ("config.json", "vehicle_log.json")
-        maps = [] if self.hindsight is None else sorted(self.hindsight.glob("*.xodr*"))
-        return [*maps, *(folder / name for folder in self.folders for name in names if (folder / name).is_file())]
+        return [folder / name for folder in self.folders for name in names if (folder / name).is_file()]
 
     def _file_listing(self) -> dict[str, dict[str, Any]]:
         places = [f"images/{camera}" for camera in self.cameras]

@@ -263,10 +263,10 @@ class CarlaSequences(Dataset[dict[str, Any]]):
         limit: int | None = None,
         routes: Collection[str] | None = None,
     ) -> None:
-        """routes: the kinds of routes (`carla_hindsight.route_kind`) of the moments that are used, all if not given.
-        colors: how far the observations' pictures are varied. remembered: observations have no picture; `look` is
-        the key of one of so many versions of it, drawn anew in every epoch: the first is the picture as it is. limit:
-        use only so many moments, spread evenly."""
+        """routes: the kinds of routes (`carla_hindsight.route_kind`) of the moments that are used, all if not given;
+        `kinds` are those that there are. colors: how far the observations' pictures are varied. remembered:
+        observations have no picture; `look` is the key of one of so many versions of it, drawn anew in every epoch: the
+        first is the picture as it is. limit: use only so many moments, spread evenly."""
         self.info = PreparedInfo.load(path)
         if self.info.task != TASK:
             raise DataError(f"{path} is prepared for {self.info.task}, not for {TASK}")
@@ -279,6 +279,7 @@ class CarlaSequences(Dataset[dict[str, Any]]):
         self.times = TimeIndex.load(path)
         self._lights = _lights(self.times)
         rows = self._moments()
+        self.kinds = tuple(np.unique(self.times.words["route"][rows]).tolist())
         if routes is not None:
             rows = rows[np.isin(self.times.words["route"][rows], list(routes))]
             if not len(rows):

@@ -47,7 +47,7 @@ class ModelAgent:
             return self._stop("dead speedometer", observation)
         batch = to_device(batch_observations([observation], self.model.config.context.size), self.model.device)
         plan, routing = self.model(batch, self.source, self.router)
-        plan = to_device(plan, torch.device("cpu"))
+        plan = Plan(*(one.cpu() for one in plan))
         if not all(bool(torch.isfinite(one).all()) for one in (plan.path, plan.waypoints, plan.speed)):
             return self._stop("plan not finite", observation)
         path = self._path = plan.path[0].numpy().astype(np.float64)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from automoe.data.carla_hindsight import HINDSIGHT
+from automoe.data.carla_hindsight import APART_FROM_TOLD, HINDSIGHT
 from automoe.errors import DataError
 from automoe.report import charts
 from automoe.report.parts import NONE, Part, Row, Table, part_of_file, read_object
@@ -128,7 +128,7 @@ def _facts(gate: Gate) -> list[tuple[str, str]]:
         if gate.weather_told
         else "no: rain and darkness are not told"
     )
-    told = "in hindsight: these errors say nothing beside those with routes that were told"
+    told = f"in hindsight: {APART_FROM_TOLD}"
     return [
         ("checkpoint", gate.checkpoint),
         *([("routes", told)] if gate.hindsight else []),

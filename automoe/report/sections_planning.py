@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from automoe.config import from_dict
-from automoe.data.carla_hindsight import HINDSIGHT
+from automoe.data.carla_hindsight import APART_FROM_TOLD, HINDSIGHT
 from automoe.errors import AutoMoEError
 from automoe.moe.model import DrivingConfig
 from automoe.report.parts import Part
@@ -95,7 +95,7 @@ def _shape(shape: DrivingConfig, payload: Mapping[str, Any]) -> list[tuple[str, 
     times = ", ".join(f"{time:g}" for time in sequence.waypoint_seconds)
     found.append(("plans", f"{sequence.path_metres} m of path, waypoints in {times} s, the target speed"))
     if HINDSIGHT in (payload.get("routes") or {}).get("val", {}):
-        found.append(("routes", "in hindsight: these errors say nothing beside those with routes that were told"))
+        found.append(("routes", f"in hindsight: {APART_FROM_TOLD}"))
     if towns := payload.get("towns"):
         found.append(("trained in", ", ".join(towns)))
     return found

@@ -180,18 +180,27 @@ def report_gate(
     for name in beside or {}:
         if name in arms_of(model) or name == CONSTANT:
             raise ConfigError(f"a driver beside the gate can't be named {name!r}: that is who is heard in another row.")
+    for one in (beside or {}).values():
+        if one.model.config.sequence != model.config.sequence:
+            raise CheckpointError(
+                f"{one.path} plans other paths or waypoints than the gate's checkpoint: nothing to compare."
+            )
     train_info, val_info = prepare_splits(root, TASK, None, dist)
     assert model.config.camera is not None
-    for info in (train_info, val_info):
-        model.config.camera.must_see(info.rig, str(info.path))
+    for camera in (model.config.camera, *(one.model.config.camera for one in (beside or {}).values())):
+        for info in (train_info, val_info):
+            if camera is not None:
+                camera.must_see(info.rig, str(info.path))
     config = model.config.sequence
     recall = 1 if model.context.stem_is_frozen else None
-    train = CarlaSequences(train_info.path, config, remembered=recall, limit=limit)
-    val = comparable(partial(CarlaSequences, val_info.path, config, remembered=recall, limit=limit), dist)
+    train, val = (
+        comparable(partial(CarlaSequences, info.path, config, remembered=recall, limit=limit), dist)
+        for info in (train_info, val_info)
+    )
     tokens = TokenCache(cache or root / "tokens")
     memory = remember(tokens, model, dict(model.experts.items()), [train, val], dist)  # type: ignore[arg-type]
     seen, known = score_arms(model, memory, val, dist), score_arms(model, memory, train, dist)
-    others = {name: _errors_of(one, model, val_info, tokens, dist, limit) for name, one in (beside or {}).items()}
+    others = {name: _errors_of(one, val_info, tokens, dist, limit) for name, one in (beside or {}).items()}
     timed = CarlaSequences(val_info.path, config, limit=TIMED)
     pairs = [name for name in seen.arms if "+" in name]
     singles = list(model.names)
@@ -229,20 +238,12 @@ def report_gate(
     return said
 
 
+@torch.no_grad()
 def _errors_of(
-    driver: TrainedDriver,
-    gated: DrivingModel,
-    info: PreparedInfo,
-    tokens: TokenCache,
-    dist: Distributed,
-    limit: int | None,
+    driver: TrainedDriver, info: PreparedInfo, tokens: TokenCache, dist: Distributed, limit: int | None
 ) -> dict[str, float | None]:
     """The errors of another driver on a validation set."""
-    model, name = driver.model, str(driver.path)
-    if model.config.sequence != gated.config.sequence:
-        raise CheckpointError(f"{name} plans other paths or waypoints than the gate's checkpoint: nothing to compare.")
-    if model.config.camera is not None:
-        model.config.camera.must_see(info.rig, str(info.path))
+    model = driver.model
     recall = 1 if model.context.stem_is_frozen else None
     data = comparable(partial(CarlaSequences, info.path, model.config.sequence, remembered=recall, limit=limit), dist)
     memory = remember(tokens, model, dict(model.experts.items()), [data], dist)  # type: ignore[arg-type]

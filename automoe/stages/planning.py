@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from automoe.config import from_dict
-from automoe.data.carla_hindsight import HINDSIGHT
+from automoe.data.carla_hindsight import APART_FROM_TOLD, HINDSIGHT, TOLD
 from automoe.data.carla_prepared import TASK
 from automoe.data.sequences import CarlaSequences, SequenceConfig, TargetsBatch, collate
 from automoe.data.transforms import ColorConfig
@@ -231,18 +231,14 @@ class PlanningEvaluation:
 
 
 def comparable(open_set: Callable[..., CarlaSequences], dist: Distributed) -> CarlaSequences:
-    """A validation set, opened by `open_set`, of which no moments have routes in hindsight where others have routes
-    that were told: their errors are not to be averaged. Says what is left out, and what the kind means."""
+    """A set, opened by `open_set`, without moments whose routes are in hindsight where others have routes that were
+    told: their errors are not to be averaged. Says what is left out, and what the kind means."""
     found = open_set()
-    kinds = found.route_kinds
-    if HINDSIGHT in kinds and len(kinds) > 1:
-        found = open_set(routes=[kind for kind in kinds if kind != HINDSIGHT])
-        dist.say(
-            f"note: {kinds[HINDSIGHT]} validation moments have a route in hindsight and are left out: errors with it "
-            "say nothing beside those with routes that were told."
-        )
-    elif HINDSIGHT in kinds:
-        dist.say("note: errors are with routes in hindsight, and say nothing beside those with routes that were told.")
+    if HINDSIGHT in found.kinds and TOLD in found.kinds:
+        found = open_set(routes=[kind for kind in found.kinds if kind != HINDSIGHT])
+        dist.say(f"note: moments of {found.info.path} whose route is in hindsight are left out: {APART_FROM_TOLD}.")
+    elif HINDSIGHT in found.kinds:
+        dist.say(f"note: routes of {found.info.path} are in hindsight: {APART_FROM_TOLD}.")
     return found
 
 

@@ -264,9 +264,9 @@ class Traffic:
         red as long as the nose is before the line; and who has come to stand across the line of a red light stays."""
         vehicle = self._vehicles[EGO]
         allowed = self._allowed([vehicle])[EGO]
-        if self._stands_across(vehicle):
-            return 0.0
         granted, (lane_id, distance) = set(vehicle.granted), self._next_junction(vehicle)
+        if lane_id is not None and -ACROSS < distance <= 0.0 and self._signal(lane_id) == "red":
+            return 0.0
         if lane_id is not None and distance > 0.0 and self._signal(lane_id) in ("yellow", "red"):
             granted.discard(lane_id)
         elif lane_id is not None and self._may_enter(vehicle, lane_id, distance, self._arrivals()):
@@ -277,14 +277,6 @@ class Traffic:
             middle = (low + high) / 2
             low, high = (middle, high) if _idm(middle, allowed, gap, speed) > 0.0 else (low, middle)
         return low
-
-    def _stands_across(self, vehicle: _Vehicle) -> bool:
-        """Whether a vehicle's nose is beyond the line of a red light, and less than ACROSS."""
-        for lane_id, start in self._covered(vehicle, vehicle.front - ACROSS, vehicle.front):
-            over = vehicle.front - start + self._roads.setback.get(lane_id, 0.3)
-            if self.town.lanes[lane_id].junction is not None and 0.0 <= over < ACROSS:
-                return self._signal(lane_id) == "red"
-        return False
 
     def light_ahead(self) -> tuple[TrafficSignal, float] | None:
         """The light that holds the ego at the next junction, and how far before its nose the line is, metres."""

@@ -288,6 +288,11 @@ def test_the_script_checks_its_experts_and_writes_the_config(
     assert wrong.returncode == 2
     assert "batch_size" in wrong.stderr
     assert json.loads(config.read_text()) == four
+    epochs = tmp_path / "epochs.json"
+    epochs.write_text(json.dumps(four))
+    assert shell(epochs, data_root, tmp_path, EPOCHS="1", RUN_NAME="epochs", EXPERTS="mine").returncode == 0
+    assert json.loads(epochs.read_text())["engine"].items() >= {"epochs": 1, "batch_size": 4}.items()
+    assert not {"max_steps", "eval_every"} & set(json.loads(epochs.read_text())["engine"])
     said = shell(config, data_root, tmp_path, WORLD_SIZE="2", BATCH_SIZE="2", LEARNING_RATE="0.002", MAX_STEPS="2")
     assert said.returncode == 0, said.stdout + said.stderr
     assert "2 a process x 2 processes" in said.stdout

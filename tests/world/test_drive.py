@@ -150,7 +150,7 @@ def test_a_learner_is_taught_to_stop_at_yellow_and_to_stay_across_a_red_lights_l
             for state in ("red", "yellow"):
                 assert wanted(-found[1], state) < max(found[1] - motion.SPARE, 0.1)
                 assert wanted(-1.0, state) == 0.0
-            assert wanted(1.0, "red") == 0.0
+            assert [wanted(metres, "red") for metres in (0.5, 1.6, 2.0, 2.9)] == [0.0] * 4
             assert wanted(motion.ACROSS + 1.0, "red") > 1.0
             checked += 1
             break

@@ -1,10 +1,10 @@
 """Write a run's parameters into the gating network's config.json, and leave its other keys alone.
 
-    python training/lib/update_config.py CONFIG KEY=VALUE ... --experts A.pth B.pth ...
+    python training/lib/update_config.py CONFIG KEY[=VALUE] ... --experts A.pth B.pth ...
 
-KEY is a name or a dotted path; an empty VALUE leaves the key as it is, and a number becomes a number. The experts'
-files are given in the order in which the config names the experts. The file is replaced as a whole, or, where a value
-isn't valid, not at all.
+KEY is a name or a dotted path; an empty VALUE leaves the key as it is, a KEY without `=` is removed, and a number
+becomes a number. The experts' files are given in the order in which the config names the experts. The file is
+replaced as a whole, or, where a value isn't valid, not at all.
 """
 
 import json
@@ -34,13 +34,16 @@ def main(words: list[str]) -> None:
     split = rest.index("--experts") if "--experts" in rest else len(rest)
     config = read_json(path)
     for word in rest[:split]:
-        key, _, value = word.partition("=")
-        if not value:
+        key, given, value = word.partition("=")
+        if given and not value:
             continue
         *folders, name = key.split(".")
         place = config
         for folder in folders:
             place = place.setdefault(folder, {})
+        if not given:
+            place.pop(name, None)
+            continue
         place[name] = value if name == "data_root" else plain(value)
     checkpoints, experts = rest[split + 1 :], config.get("experts", {})
     if checkpoints and len(checkpoints) != len(experts):
