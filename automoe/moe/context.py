@@ -150,7 +150,8 @@ class ContextEncoder(nn.Module):
                 state = self._state(observation, torch.full_like(motion, float("nan")))
         vector = moving
         if self.gated:
-            vector = self._state(observation, self._swapped(motion))
+            swapped = self._swapped(motion)
+            vector = moving if swapped is motion else self._state(observation, swapped)
             if seen is not None:
                 vector = vector + self.glance(seen.features.mean(dim=1))
             vector = self.join(vector)

@@ -60,11 +60,10 @@ class LateStarts:
 
     def control(self, drive: Drive) -> Control:
         """What to do now."""
-        control = self.pilot.control(drive)
         if drive.car.speed >= 0.3 or drive.traffic.target_speed() < FREE:
             self._left = None
-            return control
+            return self.pilot.control(drive)
         if self._left is None:
             self._left = float(self.rng.uniform(0.0, self.most))
         self._left -= STEP
-        return Control(brake=0.5, steer=control.steer) if self._left > 0.0 else control
+        return self.pilot.follow(drive, 0.0) if self._left > 0.0 else self.pilot.control(drive)

@@ -494,11 +494,7 @@ class Traffic:
         return None if signal is None else signal.state(self.time)
 
     def _may_enter(
-        self,
-        vehicle: _Vehicle,
-        lane_id: str,
-        distance: float,
-        arrivals: list[tuple[float, _Vehicle, str]],
+        self, vehicle: _Vehicle, lane_id: str, distance: float, arrivals: list[tuple[float, _Vehicle, str]]
     ) -> bool:
         """Whether nothing speaks against it."""
         state = self._signal(lane_id)
