@@ -126,3 +126,9 @@ def box_corners(boxes: np.ndarray) -> np.ndarray:
     cos, sin = np.cos(boxes[:, 6, None]), np.sin(boxes[:, 6, None])
     x, y = local[..., 0] * cos - local[..., 1] * sin, local[..., 0] * sin + local[..., 1] * cos
     return np.stack([x, y, local[..., 2]], axis=-1) + boxes[:, None, :3]
+
+
+def into_frame(T_world_ego: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """World points [N, 2] in the frame of a pose [4, 4], seen from above."""
+    cos, sin = T_world_ego[:2, 0] / np.linalg.norm(T_world_ego[:2, 0])
+    return (points - T_world_ego[:2, 3]) @ np.array([[cos, -sin], [sin, cos]])

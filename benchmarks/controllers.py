@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from automoe.data.sequences import Observation, into_frame
+from automoe.data.sequences import Observation
 from automoe.drive.closed_loop import drive_route
 from automoe.drive.controllers import Controller, ControllerConfig
 from automoe.drive.embedded import EmbeddedSimulator, begin_drive
@@ -29,6 +29,7 @@ from automoe.drive.routes import generated_routes
 from automoe.engine.manifest import git_state, versions
 from automoe.files import write_text
 from automoe.machine import available_cores
+from automoe.poses import into_frame
 from automoe.world import polyline
 from automoe.world.vehicle import Control
 

@@ -22,6 +22,7 @@ import numpy as np
 from automoe.carla import frame, run
 from automoe.carla.run import LABELLED, SHIFTED
 from automoe.errors import DataError
+from automoe.poses import into_frame
 from automoe.taxonomy import CARLA_TAG_COLORS, CARLA_TAG_COLORS_BEFORE, CARLA_TAGS
 
 LOOKED_AT = 5
@@ -321,8 +322,7 @@ def _step(record: Any, tick: float, where: str) -> Step:
     if not all(np.isfinite(value).all() for value in told if value is not None):
         raise DataError(f"{where} (frame {number}) holds numbers that are not finite")
     # Targets have no height: they are seen from above, whatever the slope that the car stands on.
-    cos, sin = T_world_ego[:2, 0] / np.linalg.norm(T_world_ego[:2, 0])
-    local = (targets - T_world_ego[:2, 3]) @ np.array([[cos, -sin], [sin, cos]])
+    local = into_frame(T_world_ego, targets)
     ego = EgoState(
         T_world_ego,
         float(np.linalg.norm(speed)),

@@ -20,6 +20,7 @@ from automoe.carla import frame
 from automoe.carla.route import CarlaRoute, plan_on_map
 from automoe.data.carla import Run, Step
 from automoe.errors import DataError
+from automoe.poses import into_frame
 from automoe.taxonomy import CARLA_COMMANDS
 from automoe.world import polyline
 
@@ -118,7 +119,6 @@ def _told(run: Run, route: CarlaRoute) -> list[Step]:
     for step in run.steps:
         pose = step.ego.T_world_ego
         station = route.advance(pose[:2, 3], station)
-        cos, sin = pose[:2, 0] / np.linalg.norm(pose[:2, 0])
-        targets = (route.next_targets(station) - pose[:2, 3]) @ np.array([[cos, -sin], [sin, cos]])
+        targets = into_frame(pose, route.next_targets(station))
         steps.append(replace(step, command=CARLA_COMMANDS.index(route.command(station)), targets=targets))
     return steps

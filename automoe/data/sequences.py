@@ -26,6 +26,7 @@ from automoe.data.images import decode_jpeg
 from automoe.data.prepared import PreparedInfo, open_rows
 from automoe.data.transforms import ColorConfig
 from automoe.errors import ConfigError, DataError
+from automoe.poses import into_frame
 
 LIGHTS = ("none", "green", "yellow", "red")
 """The state of the light that holds the ego, as a class."""
@@ -199,12 +200,6 @@ def picture_key(jpeg: bytes) -> bytes:
 
 
 # --- the future ---
-
-
-def into_frame(T_world_ego: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """World points [N, 2] in the frame of a pose [4, 4], seen from above."""
-    cos, sin = T_world_ego[:2, 0] / np.linalg.norm(T_world_ego[:2, 0])
-    return (points - T_world_ego[:2, 3]) @ np.array([[cos, -sin], [sin, cos]])
 
 
 def path_along(track: np.ndarray, metres: int) -> tuple[np.ndarray, np.ndarray]:

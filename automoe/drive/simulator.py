@@ -6,8 +6,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from automoe.data.sequences import ROUTE_POINTS, Observation, into_frame
+from automoe.data.sequences import ROUTE_POINTS, Observation
 from automoe.drive.leaderboard import RouteRecord
+from automoe.poses import into_frame
 from automoe.taxonomy import CARLA_COMMANDS
 from automoe.world.route import RouteGuide
 from automoe.world.vehicle import Control

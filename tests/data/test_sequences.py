@@ -24,7 +24,6 @@ from automoe.data.sequences import (
     Targets,
     ambient_of,
     batch_observations,
-    into_frame,
     path_along,
     picture_key,
     shift_pose,
@@ -32,6 +31,7 @@ from automoe.data.sequences import (
 )
 from automoe.data.transforms import ColorConfig
 from automoe.errors import ConfigError, DataError
+from automoe.poses import into_frame
 
 
 @pytest.fixture(scope="module")

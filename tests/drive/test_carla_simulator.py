@@ -22,7 +22,7 @@ from automoe import cli
 from automoe.carla import frame
 from automoe.carla.observe import pose_of
 from automoe.carla.route import plan_on_map
-from automoe.data.sequences import Observation, into_frame
+from automoe.data.sequences import Observation
 from automoe.drive import carla_simulator as module
 from automoe.drive.carla_simulator import CarlaSimulator, carla_drive, lights_of, rig_sensor, stops_of, weather_of
 from automoe.drive.closed_loop import drive_route
@@ -31,6 +31,7 @@ from automoe.drive.evaluation import server_at
 from automoe.drive.leaderboard import read_results
 from automoe.drive.routes import RouteFile, write_routes
 from automoe.errors import CheckpointError, CollectError, ConfigError
+from automoe.poses import into_frame
 from automoe.taxonomy import CARLA_COMMANDS
 from automoe.world import polyline
 from automoe.world.vehicle import Control

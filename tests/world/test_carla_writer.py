@@ -14,10 +14,11 @@ from automoe.carla.run import CAMERAS, SHIFTED
 from automoe.data import carla
 from automoe.data.carla_prepared import CarlaImages, TimeIndex
 from automoe.data.prepared import prepare
-from automoe.data.sequences import into_frame, shift_pose
+from automoe.data.sequences import shift_pose
 from automoe.data.transforms import EvalTransform
 from automoe.errors import WorldError
 from automoe.moe.ground import CameraSpec, Ground
+from automoe.poses import into_frame
 from automoe.report.doctor_carla import doctor_carla
 from automoe.taxonomy import BDD_DETECTION, CARLA_TAGS, DRIVABLE, SEMANTIC
 from automoe.world import carla_writer

@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from automoe.carla.run import SHIFTED
-from automoe.data.sequences import into_frame, shift_pose
+from automoe.data.sequences import shift_pose
+from automoe.poses import into_frame
 from automoe.world.rig import carla_cameras, shifted_camera
 from automoe.world.scene import world_to_camera
 from automoe.world.vehicle import AHEAD
