@@ -9,7 +9,7 @@ import torch
 
 from automoe import taxonomy
 from automoe.data.sequences import ObservationBatch, SequenceConfig
-from automoe.moe.context import ContextConfig
+from automoe.moe.context import Context, ContextConfig
 from automoe.moe.gate import GateConfig
 from automoe.moe.ground import CameraSpec
 from automoe.moe.model import DrivingConfig, DrivingModel
@@ -67,3 +67,18 @@ def observation(count: int = 3, seed: int = 0) -> ObservationBatch:
         torch.rand(count, 2, generator=generator),
         [rng.integers(0, 255, (48, 80, 3), dtype=np.uint8) for _ in range(count)],
     )
+
+
+def known(count: int, speed: float = 0.0) -> Context:
+    """A context of width 32, on a straight route."""
+    state = torch.randn(count, 32)
+    route = torch.tensor([[50.0, 0.0], [100.0, 0.0]]).expand(count, -1, -1)
+    nowhere = torch.full((count, 1, 2), float("nan"))
+    return Context(torch.randn(count, 32), state, state, state[:, None], nowhere, torch.full((count,), speed), route)
+
+
+def spots(count: int, tokens: int) -> torch.Tensor:
+    """Places of tokens, one of which has none."""
+    places = torch.rand(count, tokens, 2, generator=torch.Generator().manual_seed(0)) * 20
+    places[:, 0] = float("nan")
+    return places

@@ -12,8 +12,8 @@ from automoe.drive.controllers import Controller
 from automoe.engine.loader import to_device
 from automoe.moe.checkpoint import TrainedDriver
 from automoe.moe.planner import Plan
+from automoe.moe.propagation import Propagation
 from automoe.moe.routers import Router
-from automoe.moe.tokens import LiveTokens
 from automoe.world.vehicle import Control
 
 STOP_SHARE = 0.5
@@ -24,18 +24,21 @@ class ModelAgent:
     """Drives by a checkpoint's plans. A dead camera, a dead speedometer or a plan that isn't finite brings the car to a
     controlled stop, and is counted in `trouble`; when the sensor is back it drives on.
 
-    router: who decides which experts are heard; the model's gate if not given.
+    router, hold_seconds: who decides which experts look, and how long they are heard on, see `moe.propagation`.
     """
 
     def __init__(
-        self, driver: TrainedDriver, controller: Controller | None = None, router: Router | None = None
+        self,
+        driver: TrainedDriver,
+        controller: Controller | None = None,
+        router: Router | None = None,
+        hold_seconds: float | None = None,
     ) -> None:
         self.driver, self.model = driver, driver.model
         self.controller = controller or Controller()
         self.trouble: dict[str, int] = {}
-        self.router = router
         self.looks = self.model.config.looks
-        self.source = LiveTokens(self.model.experts)
+        self.propagation = Propagation(self.model, router=router, hold_seconds=hold_seconds)
         self._path: np.ndarray | None = None
         self._shown: dict[str, Any] = {}
 
@@ -46,7 +49,8 @@ class ModelAgent:
         if not np.isfinite(observation.speed):
             return self._stop("dead speedometer", observation)
         batch = to_device(batch_observations([observation], self.model.config.context.size), self.model.device)
-        plan, routing = self.model(batch, self.source, self.router)
+        self.propagation.begin(observation)
+        plan, routing = self.model(batch, self.propagation, self.propagation.route)
         plan = Plan(*(one.cpu() for one in plan))
         if not all(bool(torch.isfinite(one).all()) for one in (plan.path, plan.waypoints, plan.speed)):
             return self._stop("plan not finite", observation)
@@ -54,6 +58,7 @@ class ModelAgent:
         target = self.target_speed(plan)
         self._shown = {"path": path, "target_speed": target, "waypoints": plan.waypoints[0].numpy()}
         if routing is not None:
+            self._shown["ran"] = self.propagation.ran
             self._shown["weights"] = dict(zip(self.model.names, routing.weights[0].tolist()))
             self._shown["probabilities"] = dict(zip(self.model.names, routing.probabilities[0].tolist()))
         return self.controller.control(path, target, observation.speed)
@@ -68,6 +73,7 @@ class ModelAgent:
 
     def _stop(self, why: str, observation: Observation) -> Control:
         self.trouble[why] = self.trouble.get(why, 0) + 1
+        self.propagation.forget()
         self._shown = {"stopping": why}
         return self.controller.stop(self._path, observation.speed)
 

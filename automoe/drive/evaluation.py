@@ -126,8 +126,8 @@ def _model_agent(driver: DriverSpec, drawn: int, controller: Controller | None =
     from automoe.moe.routers import named
 
     trained = _trained(str(driver.checkpoint))
-    router = None if driver.router is None else named(driver.router, trained.model.names, drawn)
-    return ModelAgent(trained, controller, router)
+    router, hold = (None, None) if driver.router is None else named(driver.router, trained.model.names, drawn)
+    return ModelAgent(trained, controller, router, hold)
 
 
 @contextmanager
@@ -176,8 +176,9 @@ def _driven(
 
     def watch(observation: Any, control: Any) -> None:
         speeds.append(observation.speed)
-        for expert, weight in agent.shown().get("weights", {}).items():
-            used[expert] = used.get(expert, 0) + (weight > 0.0)
+        shown = agent.shown()
+        for expert in shown.get("weights", {}):
+            used[expert] = used.get(expert, 0) + (expert in shown["ran"])
 
     record = drive_route(simulator, agent, task.name(seed), timing, watch)
     frames = len(timing.agent)

@@ -187,6 +187,7 @@ class Painter:
         self.own_eyes = simulator.camera is not None
         self.eyes = simulator if self.own_eyes else EmbeddedSimulator(drive, title, carla_cameras(*FILM_CAMERA)[0])
         model = getattr(agent, "model", None)
+        self._seen: dict[str, Seen] = {}
         self.experts: dict[str, TrainedExpert] = {}
         for name, expert in model.experts.items() if model is not None else ():
             self.experts[name] = TrainedExpert(
@@ -213,14 +214,14 @@ class Painter:
         return self.last
 
     def look(self, picture: np.ndarray, shown: Mapping[str, Any]) -> list[Seen]:
-        """What the experts that ran say of a picture, uint8 [h, w, 3] RGB; those that didn't are not asked."""
-        found = []
-        for name, weight in shown.get("weights", {}).items():
-            if weight > 0.0:
-                said = self.experts[name].predict([picture])[0]
-                own = {key: value.numpy() for key, value in said.items() if "/" not in key}
-                found.append(Seen(name, self.experts[name].model.kind, own))
-        return found
+        """What the experts that are heard say: those that ran of this picture, uint8 [h, w, 3] RGB, others of the last
+        one at which they ran. Nobody else is asked."""
+        for name in shown.get("ran", ()):
+            said = self.experts[name].predict([picture])[0]
+            own = {key: value.numpy() for key, value in said.items() if "/" not in key}
+            self._seen[name] = Seen(name, self.experts[name].model.kind, own)
+        heard = [name for name, weight in shown.get("weights", {}).items() if weight > 0.0]
+        return [self._seen[name] for name in heard if name in self._seen]
 
 
 # --- the camera's picture ---
@@ -481,7 +482,8 @@ Words = tuple[tuple[float, float], str, int, Color, str]
 
 
 def _gate_block(panel: np.ndarray, words: list[Words], x: int, shown: Mapping[str, Any], driver: str) -> None:
-    """A bar for each expert as long as the gate thinks it is worth; strong for those that ran."""
+    """A bar for each expert as long as the gate thinks it is worth; strong for those that ran, less so for those that
+    are heard on."""
     probabilities, weights = shown.get("probabilities", {}), shown.get("weights", {})
     if not probabilities:
         words.append(((x, 42.0), f"{driver}: no expert ran", 14, SOFT, "lm"))
@@ -489,9 +491,10 @@ def _gate_block(panel: np.ndarray, words: list[Words], x: int, shown: Mapping[st
     step = min(18.0, 76.0 / len(probabilities))
     top = 42.0 - step * len(probabilities) / 2
     for row, (name, share) in enumerate(probabilities.items()):
-        y, ran = top + (row + 0.5) * step, weights.get(name, 0.0) > 0.0
+        y, ran = top + (row + 0.5) * step, name in shown.get("ran", ())
+        heard = (68, 118, 168) if weights.get(name, 0.0) > 0.0 else (84, 104, 132)
         words.append(((x, y), shorten(name, 92, font_of(13)), 13, INK if ran else SOFT, "lm"))
-        _bar(panel, x + 98, y, 108, share, ACCENT if ran else (84, 104, 132))
+        _bar(panel, x + 98, y, 108, share, ACCENT if ran else heard)
         words.append(((x + 246, y), f"{100 * share:.0f} %", 13, INK if ran else SOFT, "rm"))
 
 

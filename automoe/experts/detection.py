@@ -175,6 +175,10 @@ class DetectionExpert(ImageExpert):
             told.append(light * self.lights(pictures, boxes).softmax(dim=-1))
         return torch.cat(told, dim=-1), feet
 
+    @property
+    def tells_lights(self) -> bool:
+        return self.lights is not None
+
     def make_criterion(self, reduce_count: CountReducer) -> DetectionCriterion:
         return DetectionCriterion(self.config, reduce_count)
 

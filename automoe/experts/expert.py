@@ -103,6 +103,11 @@ class ImageExpert(Expert):
         """What a policy is given of uint8 images [B, 3, H, W] RGB: features [B, T, D], what is there and how sure the
         expert is, and positions [B, T, 2], x and y in [0, 1] of the input. T and D are the same for every image."""
 
+    @property
+    def tells_lights(self) -> bool:
+        """Whether the last features of a driving token are how likely it is a traffic light of each of LIGHT_COLORS."""
+        return False
+
     def predict_batch(self, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
         return self.predict(batch["image"], batch["transform"], batch["orig_size"])
 

@@ -1,10 +1,11 @@
-"""What a frame costs: a driving model from a raw picture to a plan, one moment at a time, as it is in use."""
+"""What a frame costs: a driving model from a raw picture to a plan, one moment at a time, as it is in use: heard are
+those who look, and those who have looked a moment ago."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from automoe.data.sequences import Observation, batch_observations
 from automoe.engine.loader import to_device
 from automoe.moe.model import DrivingModel
+from automoe.moe.propagation import Propagation
 from automoe.moe.routers import Router
 
 
@@ -28,30 +30,35 @@ class FrameCost:
 def frame_costs(
     model: DrivingModel, moments: Sequence[Observation], routers: Mapping[str, Router]
 ) -> dict[str, FrameCost]:
-    """The cost of each router's frames over the same moments. All are timed in turn, moment after moment: what slows
-    the machine down slows all of them."""
+    """The cost of each router's frames over the same moments, taken as if they were one: who has looked at one of them
+    is heard on. All are timed in turn, moment after moment: what slows the machine down slows all of them."""
+    moments = [replace(seen, time=0.0) for seen in moments]
+    drivers = [Propagation(model, router=router) for router in routers.values()]
     with torch.no_grad():
-        for router in routers.values():
-            _plan(model, moments[0], router)  # the first time is nobody's measure
-        seconds = np.array([[_seconds(model, seen, router) for router in routers.values()] for seen in moments])
-        flops = np.array([[_flops(model, seen, router) for router in routers.values()] for seen in moments])
+        for driver in drivers:
+            _plan(driver, moments[0])  # the first time is nobody's measure
+        seconds = np.array([[_seconds(driver, seen) for driver in drivers] for seen in moments])
+        flops = np.array([[_flops(driver, seen) for driver in drivers] for seen in moments])
     medians, means = 1000 * np.median(seconds, axis=0), flops.mean(axis=0) / 1e9
     return {name: FrameCost(float(medians[at]), float(means[at])) for at, name in enumerate(routers)}
 
 
-def _plan(model: DrivingModel, seen: Observation, router: Router) -> None:
+def _plan(driver: Propagation, seen: Observation) -> None:
     """Plan, and wait until it is there."""
-    plan, _ = model(to_device(batch_observations([seen], model.config.context.size), model.device), None, router)
+    model = driver.model
+    driver.begin(seen)
+    batch = to_device(batch_observations([seen], model.config.context.size), model.device)
+    plan, _ = model(batch, driver, driver.route)
     plan.path.cpu()
 
 
-def _seconds(model: DrivingModel, seen: Observation, router: Router) -> float:
+def _seconds(driver: Propagation, seen: Observation) -> float:
     began = time.perf_counter()
-    _plan(model, seen, router)
+    _plan(driver, seen)
     return time.perf_counter() - began
 
 
-def _flops(model: DrivingModel, seen: Observation, router: Router) -> int:
+def _flops(driver: Propagation, seen: Observation) -> int:
     with FlopCounterMode(display=False) as counter:
-        _plan(model, seen, router)
+        _plan(driver, seen)
     return counter.get_total_flops()

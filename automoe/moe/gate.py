@@ -27,6 +27,10 @@ class GateConfig:
     difference of the temperature makes an expert e times as likely. utility_share: of each batch, on which it is
     measured: that takes two plans for each expert, with it and without it. explore: share of training moments at which
     experts, from none to all, are drawn at random instead, so that the planner learns to hear any of them.
+
+    Who drives sees a moment after the other: hold_seconds: how long what an expert saw is heard on while others look
+    (`moe.propagation`), 0 for not at all. revisit: by how much its logit rises in each second that it doesn't look.
+    hold_share: of training moments at which an expert that isn't chosen is heard all the same, as it is then.
     """
 
     top_k: int = 2
@@ -37,6 +41,9 @@ class GateConfig:
     utility_temperature: float = 0.05
     utility_share: float = 0.25
     explore: float = 0.5
+    hold_seconds: float = 0.35
+    revisit: float = 5.0
+    hold_share: float = 0.75
 
     def __post_init__(self) -> None:
         if self.supervision not in SUPERVISION:
@@ -45,8 +52,10 @@ class GateConfig:
             raise ConfigError("gate.temperature and gate.utility_temperature must be numbers above 0.")
         if not 0.0 < self.utility_share <= 1.0:
             raise ConfigError(f"gate.utility_share is {self.utility_share}; give a share above 0, at most 1.")
-        if self.top_k < 1 or not 0.0 <= self.explore <= 1.0:
-            raise ConfigError("gate.top_k must be 1 or more, and gate.explore lie between 0 and 1.")
+        if self.top_k < 1 or not 0.0 <= self.explore <= 1.0 or not 0.0 <= self.hold_share <= 1.0:
+            raise ConfigError("gate.top_k must be 1 or more, gate.explore and gate.hold_share lie between 0 and 1.")
+        if not (self.hold_seconds >= 0.0 and self.revisit >= 0.0):
+            raise ConfigError("gate.hold_seconds and gate.revisit must be numbers from 0 on.")
 
 
 class Routing(NamedTuple):
@@ -75,12 +84,20 @@ class Gate(nn.Module):
             logits = self.score(context.float())
         return self.route(logits, chosen)
 
+    def best(self, logits: Tensor, count: int | None = None, waited: Tensor | None = None) -> Tensor:
+        """Of logits [B, E] the `count` best experts, `top_k` if not given: bool [B, E]. waited: [B, E], seconds since
+        each has looked, where moments follow each other."""
+        scaled = logits / self.config.temperature
+        if waited is not None:
+            scaled = scaled + self.config.revisit * waited
+        count = min(count or self.config.top_k, logits.shape[1])
+        return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, scaled.topk(count, dim=-1).indices, True)
+
     def route(self, logits: Tensor, chosen: Tensor | None = None) -> Routing:
         """What follows from logits [B, E]."""
         scaled = logits / self.config.temperature
         if chosen is None:
-            best = scaled.topk(self.config.top_k, dim=-1).indices
-            chosen = torch.zeros_like(scaled, dtype=torch.bool).scatter(-1, best, True)
+            chosen = self.best(logits)
         # Where nobody is heard there are no weights, and the softmax over nothing would be NaN.
         weights = scaled.masked_fill(~chosen, -torch.inf).softmax(dim=-1).nan_to_num(0.0)
         return Routing(logits, scaled.softmax(dim=-1), chosen, weights)

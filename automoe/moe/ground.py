@@ -7,7 +7,7 @@ place on a flat road, so that "how far is it" and "is it on my path" need not be
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ from automoe.poses import LOOKING_FORWARD, pinhole
 
 FARTHEST = 60.0
 """Metres from the camera of all that is farther away, or above the horizon: its direction is what is left of it."""
+
+LEAST_DEPTH = 0.1
+"""Metres before the camera from which on a thing has a place in its picture."""
 
 WAVES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 """Wavelengths, metres, in which a place is told."""
@@ -68,6 +71,7 @@ class Ground(nn.Module):
     most FARTHEST from the camera."""
 
     rays: Tensor
+    spots: Tensor
 
     def __init__(self, camera: CameraSpec, size: tuple[int, int], matrix: np.ndarray | None = None) -> None:
         """size: of the input, height and width. matrix: [2, 3], from the camera's pixels to the input's; without it the
@@ -79,13 +83,31 @@ class Ground(nn.Module):
         unproject = np.linalg.inv(pinhole(height, width, camera.field_of_view))
         rays = mount[:3, :3] @ LOOKING_FORWARD @ unproject @ np.linalg.inv(fit) @ np.diag([size[1], size[0], 1.0])
         self.register_buffer("rays", torch.from_numpy(rays).float(), persistent=False)
+        self.register_buffer("spots", torch.from_numpy(np.linalg.inv(rays)).float(), persistent=False)
         self.place, self.height = mount[:2, 3].tolist(), float(mount[2, 3])
 
     def forward(self, spots: Tensor) -> Tensor:
+        return self._seen(spots)[..., :2] + self.rays.new_tensor(self.place)
+
+    def _seen(self, spots: Tensor) -> Tensor:
+        """The points [..., 3] of spots, metres, from the camera's place on; axes are the ego's."""
         ray = torch.cat([spots.float(), torch.ones_like(spots[..., :1], dtype=torch.float32)], dim=-1) @ self.rays.T
         level, fall = ray[..., :2].norm(dim=-1, keepdim=True).clamp(min=1e-6), -ray[..., 2:]
         reach = (self.height * level / fall.clamp(min=1e-6)).clamp(max=FARTHEST)
-        return ray[..., :2] / level * reach + ray.new_tensor(self.place)
+        return ray / level * reach
+
+    def after(self, spots: Tensor, motion: Sequence[float]) -> Tensor:
+        """Where the points of spots [..., 2] are in the picture once the car has moved: [..., 2]. motion: where its
+        frame is then, metres forward and to the left, and radians to the left. What is behind the camera by then stays
+        where it was."""
+        forward, left, turn = motion
+        place = self.rays.new_tensor([*self.place, 0.0])
+        cos, sin = math.cos(turn), math.sin(turn)
+        into = self.rays.new_tensor([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
+        moved = (self._seen(spots) + place - self.rays.new_tensor([forward, left, 0.0])) @ into.T - place
+        found = moved @ self.spots.T
+        depth = found[..., 2:]
+        return torch.where(depth > LEAST_DEPTH, found[..., :2] / depth.clamp(min=LEAST_DEPTH), spots.float())
 
 
 def place_features(places: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ from automoe.experts.pyramid import position_encoding
 from automoe.moe.context import Context, ContextConfig, ContextEncoder
 from automoe.moe.gate import Gate, GateConfig, Routing
 from automoe.moe.ground import PLACE_FEATURES, CameraSpec, Ground, place_features
+from automoe.moe.lights import Votes
 from automoe.moe.planner import Plan, Planner, PlannerConfig
 from automoe.moe.routers import Router
 from automoe.moe.tokens import ExpertSpec, FrozenExpert, LiveTokens, TokenSource
+from automoe.taxonomy import LIGHT_COLORS
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,17 @@ class Adapter(nn.Module):
         return self.features(torch.cat(told, dim=-1)) + self.speaker, places
 
 
+class Heard(NamedTuple):
+    """What a planner is given to listen to: tokens [B, S, D], their places [B, S, 2], which of them are padding, since
+    their expert was chosen for other moments alone, bool [B, S], None where nothing is, and what they tell of lights,
+    None where nobody does."""
+
+    tokens: Tensor
+    places: Tensor
+    absent: Tensor | None
+    votes: Votes | None
+
+
 class DrivingModel(nn.Module):
     """Observations to a plan. Experts that the gate doesn't choose are not asked: per moment, in training and in use.
 
@@ -98,7 +111,8 @@ class DrivingModel(nn.Module):
         )
         self.adapters = nn.ModuleDict({name: self._adapter(expert, dim) for name, expert in built.items()})
         self.gate = Gate(config.gate, dim, len(self.names)) if self.names else None
-        self.planner = Planner(config.planner, config.sequence)
+        self.tells_lights = [expert.model.tells_lights for expert in built.values()]
+        self.planner = Planner(config.planner, config.sequence, told_lights=any(self.tells_lights))
 
     @property
     def device(self) -> torch.device:
@@ -125,18 +139,16 @@ class DrivingModel(nn.Module):
         if self.gate is None:
             return self.planner(context, context.tokens, context.places), None
         routing = self.gate(context.vector) if router is None else router(self.gate, context.vector)
-        tokens, places, absent = self.hear(context, pictures, routing, source or LiveTokens(self.experts))
-        return self.planner(context, tokens, places, absent), routing
+        heard = self.hear(context, pictures, routing, source or LiveTokens(self.experts))
+        return self.planner(context, *heard), routing
 
-    def hear(
-        self, context: Context, pictures: list[Any], routing: Routing, source: TokenSource
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A context's own tokens and, after them, those of the experts that were chosen, as loud as their weights:
-        [B, S, D], their places [B, S, 2], and which of them are padding, since their expert was chosen for other
-        moments alone: bool [B, S], None where nothing is."""
+    def hear(self, context: Context, pictures: list[Any], routing: Routing, source: TokenSource) -> Heard:
+        """A context's own tokens and, after them, those of the experts that were chosen, as loud as their weights."""
         own = context.tokens
         heard, spoken_of = [own], [context.places]
         here = [torch.ones(own.shape[:2], dtype=torch.bool, device=own.device)]
+        votes = [own.new_zeros(*own.shape[:2], len(LIGHT_COLORS))]
+        telling = [torch.zeros_like(here[0])]
         for place, name in enumerate(self.names):
             chosen = routing.chosen[:, place]
             (rows,) = chosen.nonzero(as_tuple=True)
@@ -147,9 +159,16 @@ class DrivingModel(nn.Module):
             loudness = routing.weights[rows, place] * routing.chosen[rows].sum(dim=1)
             adapted, places = self.adapters[name](tokens.features, tokens.positions)
             adapted = adapted * loudness[:, None, None]
-            for kept, found in ((heard, adapted), (spoken_of, places)):
+            tells = self.tells_lights[place]
+            colors = tokens.features[..., -len(LIGHT_COLORS) :].to(own.dtype) * tells
+            for kept, found in ((heard, adapted), (spoken_of, places), (votes, colors)):
                 kept.append(found.new_zeros(len(own), *found.shape[1:]).index_copy(0, rows, found))
             here.append(chosen[:, None].expand(-1, adapted.shape[1]))
-        present = torch.cat(here, dim=1)
-        absent = None if bool(present.all()) else ~present
-        return torch.cat(heard, dim=1), torch.cat(spoken_of, dim=1), absent
+            telling.append(here[-1] & tells)
+        present, told = torch.cat(here, dim=1), torch.cat(telling, dim=1)
+        return Heard(
+            torch.cat(heard, dim=1),
+            torch.cat(spoken_of, dim=1),
+            None if bool(present.all()) else ~present,
+            Votes(torch.cat(votes, dim=1), told) if bool(told.any()) else None,
+        )

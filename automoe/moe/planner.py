@@ -21,6 +21,7 @@ from automoe.data.sequences import LIGHTS, SequenceConfig, TargetsBatch
 from automoe.errors import ConfigError
 from automoe.moe.context import Context
 from automoe.moe.ground import PLACE_FEATURES, beside_path, place_features
+from automoe.moe.lights import LightPointer, Votes
 
 USUAL_SPEED = 5.0
 """m/s at which waypoints begin where the planner isn't told how fast it is."""
@@ -61,7 +62,7 @@ class PlannerConfig:
     path_weight: float = 1.0
     waypoint_weight: float = 0.5
     speed_weight: float = 1.0
-    light_weight: float = 0.5
+    light_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if len(self.speeds) < 2 or self.speeds[0] != 0.0 or sorted(set(self.speeds)) != list(self.speeds):
@@ -82,7 +83,11 @@ class Plan(NamedTuple):
 
 
 class Planner(nn.Module):
-    """A `Context` and tokens [B, S, D], its own and those of experts, to a `Plan`."""
+    """A `Context` and tokens [B, S, D], its own and those of experts, to a `Plan`.
+
+    told_lights: whether there are experts that tell the colours of lights. The target speed then knows which of them
+    holds the car; where none of them is heard, that is guessed like all the rest.
+    """
 
     speeds: Tensor
     times: Tensor
@@ -90,7 +95,7 @@ class Planner(nn.Module):
     farther: Tensor
     apart: Tensor
 
-    def __init__(self, config: PlannerConfig, sequence: SequenceConfig) -> None:
+    def __init__(self, config: PlannerConfig, sequence: SequenceConfig, *, told_lights: bool = False) -> None:
         super().__init__()
         self.config, self.sequence = config, sequence
         dim, points, times = config.dim, sequence.path_metres, len(sequence.waypoint_seconds)
@@ -103,6 +108,8 @@ class Planner(nn.Module):
         self.hop = _silent(nn.Linear(dim, 2))
         self.pace = nn.Linear(dim, len(config.speeds))
         self.light = nn.Linear(dim, len(LIGHTS))
+        self.pointer = LightPointer(dim) if told_lights else None
+        self.holds = nn.Linear(len(LIGHTS), dim, bias=False) if told_lights else None
         self.register_buffer("speeds", torch.tensor(config.speeds), persistent=False)
         self.register_buffer("times", torch.tensor(sequence.waypoint_seconds), persistent=False)
         self.register_buffer("metres", torch.arange(1.0, points + 1.0), persistent=False)
@@ -113,9 +120,16 @@ class Planner(nn.Module):
         apart[times:, :times] = True
         self.register_buffer("apart", apart, persistent=False)
 
-    def forward(self, context: Context, tokens: Tensor, places: Tensor, absent: Tensor | None = None) -> Plan:
+    def forward(
+        self,
+        context: Context,
+        tokens: Tensor,
+        places: Tensor,
+        absent: Tensor | None = None,
+        votes: Votes | None = None,
+    ) -> Plan:
         """places: [B, S, 2], where on the ground tokens speak of, metres in the ego's frame, NaN for those of no place.
-        absent: bool [B, S], tokens that are padding."""
+        absent: bool [B, S], tokens that are padding. votes: what tokens tell of lights, if any of them does."""
         reached = context.speed.nan_to_num(USUAL_SPEED)[:, None] * self.times
         metres = torch.cat([self.metres, self.farther]).expand(len(reached), -1)
         curve = route_curve(context.route, torch.cat([metres, reached], dim=1))
@@ -137,17 +151,28 @@ class Planner(nn.Module):
         away = torch.cat([along[..., 1].abs(), torch.zeros_like(ahead[..., 0])], dim=1)
         away = away[:, None].expand(-1, len(self.queries), -1)
         told = torch.cat([context.moving[:, None].expand(-1, len(self.times), -1), context.state[:, None]], dim=1)
+        pointed, is_told, holds = self._pointed(context, tokens[:, : places.shape[1]], votes)
         queries = self.queries + torch.cat([told, context.state[:, None]], dim=1)
+        queries = torch.cat([queries[:, :-2], queries[:, -2:-1] + holds[:, None], queries[:, -1:]], dim=1)
         states = self.decode_speed(queries, tokens, self.apart, _nearness(away, self.aside, absent))
         hops, (pace, light) = states[:, :-2].float(), states[:, -2:].float().unbind(1)
-        logits = self.pace(pace)
+        logits, guessed = self.pace(pace), self.light(light)
         return Plan(
             path,
             hopped + self.hop(hops).cumsum(dim=1),
             logits,
             (logits.softmax(dim=-1) * self.speeds).sum(dim=-1),
-            self.light(light),
+            torch.where(is_told[:, None], pointed, guessed),
         )
+
+    def _pointed(self, context: Context, tokens: Tensor, votes: Votes | None) -> tuple[Tensor, Tensor, Tensor]:
+        """By what is told of lights: logits [B, len(LIGHTS)], whether anything is, bool [B], and what the target speed
+        makes of it, [B, D], nothing where it isn't."""
+        if votes is None or self.pointer is None or self.holds is None:
+            nothing = context.state.new_zeros(len(tokens), len(LIGHTS))
+            return nothing, torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device), context.state * 0.0
+        logits, told = self.pointer(context.state, tokens, votes), votes.told.any(dim=1)
+        return logits, told, self.holds(logits.softmax(dim=-1)) * told[:, None]
 
     def _where(self, encoder: nn.Module, places: Tensor) -> Tensor:
         """What a token or a query of these places is told of them: nothing where a place is NaN."""

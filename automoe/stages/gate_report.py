@@ -252,9 +252,10 @@ def _errors_of(
 
 def _trained_for(driver: TrainedDriver) -> str:
     """Whose choices the planner that all arms share was trained on."""
-    share = driver.model.config.gate.explore
-    drawn_too = f" and, at {100 * share:.0f} % of the moments, on random sets of experts" if share else " alone"
-    return f"one for all arms, trained on the gate's choice{drawn_too}; none trained anew"
+    gate = driver.model.config.gate
+    beside = f", at {100 * gate.hold_share:.0f} % of the moments with each other expert" if gate.hold_share else ""
+    drawn_too = f", and at {100 * gate.explore:.0f} % on random sets of experts instead" if gate.explore else ""
+    return f"one for all arms, trained on the gate's choice{beside}{drawn_too}; none trained anew"
 
 
 def _costs(model: DrivingModel, dataset: CarlaSequences, routers: Mapping[str, Router]) -> dict[str, dict[str, float]]:

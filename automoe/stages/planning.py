@@ -107,9 +107,11 @@ class PlanningStep(nn.Module):
         source = Remembered(self.memory.experts, observation.pictures)
         with torch.no_grad():
             own = model.gate(context.vector).chosen
+            held = torch.rand(count, experts, device=device) < config.hold_share
             drawn = random_choice(count, experts, experts, device)
             explores = torch.rand(count, 1, device=device) < config.explore
-        plan, routing = model.decide(context, observation.pictures, source, given(torch.where(explores, drawn, own)))
+            heard = torch.where(explores, drawn, own | held)
+        plan, routing = model.decide(context, observation.pictures, source, given(heard))
         assert routing is not None
         losses = mean_losses(planning_losses(plan, targets, model.planner))
         if config.supervision == "utility":
@@ -121,7 +123,10 @@ class PlanningStep(nn.Module):
             # Of the gate's own choice: what is drawn at random is even by itself.
             losses["balance"] = balance_loss(routing._replace(chosen=own)) * config.balance_weight
         # Under DDP every parameter has a gradient at every step, also that of an expert nobody listened to.
-        unheard = torch.stack([p.float().sum() for p in model.adapters.parameters()]).sum() * 0.0
+        spared = [*model.adapters.parameters()]
+        for part in (model.planner.pointer, model.planner.holds):
+            spared += [] if part is None else part.parameters()
+        unheard = torch.stack([p.float().sum() for p in spared]).sum() * 0.0
         unheard = unheard + routing.logits.sum() * 0.0
         extra = [losses[key] for key in ("utility", "balance") if key in losses]
         losses["loss"] = losses["loss"] + unheard + sum(extra)

@@ -236,13 +236,18 @@ def test_who_is_filmed_drives_as_ever(stage, obstacles, drive, driver, tmp_path)
     assert seen[0] == seen[1]
 
 
-def test_only_experts_that_ran_are_asked(drive, driver) -> None:
+def test_experts_that_ran_are_asked_and_those_that_are_heard_on_are_remembered(drive, driver) -> None:
     simulator = EmbeddedSimulator(drive, "r", rig_camera(RIG))
     painter = video.Painter(simulator, ModelAgent(driver), "policy", "r")
     picture = simulator.observe().image
     weights = {"detection": 0.0, "drivable": 0.6, "segmentation": 0.0, "nuscenes_2d": 0.4}
-    seen = painter.look(picture, {"weights": weights})
+    seen = painter.look(picture, {"weights": weights, "ran": ("drivable", "nuscenes_2d")})
     assert [one.name for one in seen] == ["drivable", "nuscenes_2d"]
+    held = painter.look(255 - picture, {"weights": weights, "ran": ("drivable",)})
+    assert held[0] is not seen[0]
+    assert held[1] is seen[1]
+    silent = painter.look(picture, {"weights": {**weights, "nuscenes_2d": 0.0}, "ran": ("drivable",)})
+    assert [one.name for one in silent] == ["drivable"]
     assert seen[0].said["mask"].shape == picture.shape[:2]
     assert painter.look(picture, {}) == []
     plain = video.draw_sight(picture, rig_camera(RIG), [])

@@ -96,6 +96,9 @@ def test_settings_are_checked_by_name() -> None:
         ({"temperature": 0.0}, "gate.temperature"),
         ({"top_k": 0}, "gate.top_k"),
         ({"explore": 1.5}, "gate.explore"),
+        ({"hold_share": -0.1}, "gate.hold_share"),
+        ({"hold_seconds": -1.0}, "gate.hold_seconds"),
+        ({"revisit": float("nan")}, "gate.revisit"),
     ):
         with pytest.raises(ConfigError, match=named):
             GateConfig(**wrong)

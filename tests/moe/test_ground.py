@@ -88,3 +88,25 @@ def test_no_place_has_no_features() -> None:
     assert found.shape == (2, PLACE_FEATURES)
     assert found[0].abs().sum() > 0
     assert not found[1].any()
+
+
+@pytest.mark.parametrize("motion", [(1.2, 0.0, 0.0), (0.8, 0.1, 0.15), (0.5, -0.1, -0.2), (0.0, 0.0, 0.0)])
+def test_what_was_seen_is_carried_to_where_the_world_s_camera_sees_it_after_the_car_has_moved(motion) -> None:
+    points = np.array([[8.0, 0.0], [12.0, 3.0], [25.0, -8.0], [40.0, 1.0]])
+    forward, left, turn = motion
+    away = points - [forward, left]
+    cos, sin = math.cos(turn), math.sin(turn)
+    after = away @ np.array([[cos, -sin], [sin, cos]])  # a turn to the left brings things to the right
+    ground = Ground(CAMERA, (48, 80))
+    before, expected = (torch.from_numpy(pixels_of(one) / [80, 48]) for one in (points, after))
+    torch.testing.assert_close(ground.after(before, motion), expected.float(), atol=1e-3, rtol=1e-3)
+
+
+def test_what_is_above_the_horizon_turns_with_the_car_and_what_is_passed_stays() -> None:
+    ground = Ground(CAMERA, (48, 80))
+    high = torch.tensor([[0.5, 0.2]])
+    turned = ground.after(high, (0.0, 0.0, math.radians(-10.0)))
+    # 90 degrees over the picture's width: a turn to the right brings it to the left, and the camera goes to the right.
+    assert float(turned[0, 0]) == pytest.approx(0.5 - 0.5 * math.tan(math.radians(10.0)), abs=5e-3)
+    near = torch.tensor([[0.5, 1.0]])
+    assert torch.equal(ground.after(near, (10.0, 0.0, 0.0)), near)

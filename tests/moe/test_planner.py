@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from driving_models import known, spots
 
 from automoe.data.sequences import SequenceConfig, TargetsBatch
 from automoe.errors import ConfigError
-from automoe.moe.context import Context
 from automoe.moe.planner import USUAL_SPEED, Plan, Planner, PlannerConfig, planning_losses, route_curve, two_hot
 
 SEQUENCE = SequenceConfig(path_metres=5, waypoint_seconds=(1.0, 2.0))
@@ -26,20 +26,6 @@ def targets(count: int, **more: torch.Tensor) -> TargetsBatch:
         "light": torch.zeros(count, dtype=torch.int64),
     }
     return TargetsBatch(**{**given, **more})
-
-
-def known(count: int, speed: float = 0.0) -> Context:
-    state = torch.randn(count, 32)
-    route = torch.tensor([[50.0, 0.0], [100.0, 0.0]]).expand(count, -1, -1)
-    nowhere = torch.full((count, 1, 2), float("nan"))
-    return Context(torch.randn(count, 32), state, state, state[:, None], nowhere, torch.full((count,), speed), route)
-
-
-def spots(count: int, tokens: int) -> torch.Tensor:
-    """Places of tokens, one of which has none."""
-    places = torch.rand(count, tokens, 2, generator=torch.Generator().manual_seed(0)) * 20
-    places[:, 0] = float("nan")
-    return places
 
 
 def test_a_speed_is_shared_by_the_two_classes_that_it_lies_between() -> None:

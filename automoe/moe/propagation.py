@@ -1,0 +1,101 @@
+"""What an expert saw is heard on for a moment while others look.
+
+Ten times a second most of a picture is as it was; what has changed is where it is, since the car has moved. So features
+are carried from the picture that they were seen in to the present one, as in Deep Feature Flow (Zhu et al., 2017), but
+by the car's own motion over a flat road instead of by optical flow: a planner then hears more experts than have run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from automoe.data.sequences import Observation
+from automoe.moe.gate import Gate, Routing
+from automoe.moe.model import Adapter, DrivingModel
+from automoe.moe.routers import Router, learned
+from automoe.moe.tokens import LiveTokens, Tokens, TokenSource
+
+LONGEST_WAIT = 1.0
+"""Seconds that an expert is said to have waited at most, and that one has who has never looked; if a moment comes so
+long after the last one, nothing is known any more."""
+
+
+@dataclass
+class Sighting:
+    """What an expert saw `age` seconds ago; motion: where the ego is now in the frame that it had then, metres forward
+    and to the left, radians to the left."""
+
+    tokens: Tokens
+    age: float = 0.0
+    motion: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def move(self, seconds: float, speed: float, yaw_rate: float) -> None:
+        """The car goes on for so long, m/s and radians a second."""
+        forward, left, turn = self.motion
+        heading = turn + 0.5 * yaw_rate * seconds
+        far = speed * seconds
+        self.motion = (forward + far * math.cos(heading), left + far * math.sin(heading), turn + yaw_rate * seconds)
+        self.age += seconds
+
+
+class Propagation:
+    """Of one drive with a model: its `TokenSource`, and by `route` its `Router`. Each moment begins with `begin`; `ran`
+    is then who looked at it. router: who decides that, the model's gate if not given; hold_seconds: for how long an
+    expert is heard on, as the gate's config says if not given."""
+
+    def __init__(
+        self,
+        model: DrivingModel,
+        source: TokenSource | None = None,
+        router: Router | None = None,
+        hold_seconds: float | None = None,
+    ) -> None:
+        self.model, self.router = model, router or learned()
+        self.source = source or LiveTokens(model.experts)
+        self.hold_seconds = model.config.gate.hold_seconds if hold_seconds is None else hold_seconds
+        self.ran: tuple[str, ...] = ()
+        self._sightings: dict[str, Sighting] = {}
+        self._time: float | None = None
+
+    def begin(self, observation: Observation) -> None:
+        """Raises nothing: where time or motion isn't known, what was seen is forgotten."""
+        speed, yaw_rate = (float(one) for one in observation.motion[-1])
+        seconds = math.inf if self._time is None else observation.time - self._time
+        self._time = observation.time
+        if not (0.0 <= seconds <= LONGEST_WAIT and math.isfinite(speed)):
+            self.forget()
+        for sighting in self._sightings.values():
+            sighting.move(seconds, speed, yaw_rate if math.isfinite(yaw_rate) else 0.0)
+
+    def forget(self) -> None:
+        """Everything that was seen."""
+        self._sightings.clear()
+        self.ran = ()
+
+    def route(self, gate: Gate, context: Tensor, waited: Tensor | None = None) -> Routing:
+        """Of one moment: those whom the router chooses, who will look, and those who have looked a moment ago."""
+        names = self.model.names
+        kept = [self._sightings.get(name) for name in names]
+        since = [LONGEST_WAIT if one is None else min(one.age, LONGEST_WAIT) for one in kept]
+        routing = self.router(gate, context, context.new_tensor([since]))
+        chosen = routing.chosen[0].tolist()
+        self.ran = tuple(name for name, looks in zip(names, chosen) if looks)
+        held = [one is not None and one.age < self.hold_seconds for one in kept]
+        heard = routing.chosen | torch.tensor([held], device=context.device)
+        return gate.route(routing.logits, heard)
+
+    def __call__(self, expert: str, pictures: Sequence[Any]) -> Tokens:
+        if expert in self.ran:
+            tokens = self.source(expert, pictures)
+            self._sightings[expert] = Sighting(tokens)
+            return tokens
+        sighting = self._sightings[expert]
+        adapter = self.model.adapters[expert]
+        assert isinstance(adapter, Adapter)
+        return Tokens(sighting.tokens.features, adapter.ground.after(sighting.tokens.positions, sighting.motion))
