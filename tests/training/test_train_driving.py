@@ -23,6 +23,7 @@ from automoe.drive.agent import ModelAgent
 from automoe.experts.inference import load_expert
 from automoe.moe.checkpoint import TrainedDriver, load_driving_model
 from automoe.moe.routers import uniform
+from automoe.moe.tokens import LiveTokens
 
 RunHere = Callable[[list[str]], tuple[int, str, str]]
 
@@ -153,7 +154,10 @@ def test_a_gate_is_trained_on_frozen_experts(
     assert sum(use) == pytest.approx(2.0)
     agent = ModelAgent(driver)
     agent.act(looked())
-    assert sum(agent.source.calls.values()) == 2
+    live = agent.propagation.source
+    assert isinstance(live, LiveTokens)
+    assert {name for name, calls in live.calls.items() if calls} == set(agent.shown()["ran"])
+    assert sum(live.calls.values()) == 2
     assert sum(weight > 0 for weight in agent.shown()["weights"].values()) == 2
     ModelAgent(driver, router=uniform()).act(looked())
     # Another run finds what the experts saw in the cache.
