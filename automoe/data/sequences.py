@@ -27,8 +27,9 @@ from automoe.data.prepared import PreparedInfo, open_rows
 from automoe.data.transforms import ColorConfig
 from automoe.errors import ConfigError, DataError
 from automoe.poses import into_frame
+from automoe.taxonomy import LIGHT_COLORS
 
-LIGHTS = ("none", "green", "yellow", "red")
+LIGHTS = LIGHT_COLORS
 """The state of the light that holds the ego, as a class."""
 
 ROUTE_POINTS = 2

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from automoe.data.sequences import Observation, batch_observations
+from automoe.data.sequences import Observation
 from automoe.drive.controllers import Controller
-from automoe.engine.loader import to_device
 from automoe.moe.checkpoint import TrainedDriver
 from automoe.moe.planner import Plan
 from automoe.moe.propagation import Propagation
@@ -38,7 +37,7 @@ class ModelAgent:
         self.controller = controller or Controller()
         self.trouble: dict[str, int] = {}
         self.looks = self.model.config.looks
-        self.propagation = Propagation(self.model, router=router, hold_seconds=hold_seconds)
+        self.propagation = Propagation(self.model, router, hold_seconds)
         self._path: np.ndarray | None = None
         self._shown: dict[str, Any] = {}
 
@@ -48,9 +47,7 @@ class ModelAgent:
             return self._stop("dead camera", observation)
         if not np.isfinite(observation.speed):
             return self._stop("dead speedometer", observation)
-        batch = to_device(batch_observations([observation], self.model.config.context.size), self.model.device)
-        self.propagation.begin(observation)
-        plan, routing = self.model(batch, self.propagation, self.propagation.route)
+        plan, routing = self.propagation.plan(observation)
         plan = Plan(*(one.cpu() for one in plan))
         if not all(bool(torch.isfinite(one).all()) for one in (plan.path, plan.waypoints, plan.speed)):
             return self._stop("plan not finite", observation)

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from automoe.data.sequences import Observation, batch_observations
-from automoe.engine.loader import to_device
+from automoe.data.sequences import Observation
 from automoe.moe.model import DrivingModel
 from automoe.moe.propagation import Propagation
 from automoe.moe.routers import Router
@@ -33,32 +32,24 @@ def frame_costs(
     """The cost of each router's frames over the same moments, taken as if they were one: who has looked at one of them
     is heard on. All are timed in turn, moment after moment: what slows the machine down slows all of them."""
     moments = [replace(seen, time=0.0) for seen in moments]
-    drivers = [Propagation(model, router=router) for router in routers.values()]
+    drivers = [Propagation(model, router) for router in routers.values()]
     with torch.no_grad():
         for driver in drivers:
-            _plan(driver, moments[0])  # the first time is nobody's measure
+            driver.plan(moments[0])  # the first time is nobody's measure
         seconds = np.array([[_seconds(driver, seen) for driver in drivers] for seen in moments])
         flops = np.array([[_flops(driver, seen) for driver in drivers] for seen in moments])
     medians, means = 1000 * np.median(seconds, axis=0), flops.mean(axis=0) / 1e9
     return {name: FrameCost(float(medians[at]), float(means[at])) for at, name in enumerate(routers)}
 
 
-def _plan(driver: Propagation, seen: Observation) -> None:
-    """Plan, and wait until it is there."""
-    model = driver.model
-    driver.begin(seen)
-    batch = to_device(batch_observations([seen], model.config.context.size), model.device)
-    plan, _ = model(batch, driver, driver.route)
-    plan.path.cpu()
-
-
 def _seconds(driver: Propagation, seen: Observation) -> float:
     began = time.perf_counter()
-    _plan(driver, seen)
+    plan, _ = driver.plan(seen)
+    plan.path.cpu()  # wait until it is there
     return time.perf_counter() - began
 
 
 def _flops(driver: Propagation, seen: Observation) -> int:
     with FlopCounterMode(display=False) as counter:
-        _plan(driver, seen)
+        driver.plan(seen)
     return counter.get_total_flops()

@@ -80,9 +80,12 @@ class Gate(nn.Module):
 
     def forward(self, context: Tensor, chosen: Tensor | None = None) -> Routing:
         """chosen: bool [B, E], to hear those experts instead of the best ones."""
+        return self.route(self.logits(context), chosen)
+
+    def logits(self, context: Tensor) -> Tensor:
+        """[B, E]: what a router chooses by."""
         with torch.autocast(context.device.type, enabled=False):
-            logits = self.score(context.float())
-        return self.route(logits, chosen)
+            return self.score(context.float())
 
     def best(self, logits: Tensor, count: int | None = None, waited: Tensor | None = None) -> Tensor:
         """Of logits [B, E] the `count` best experts, `top_k` if not given: bool [B, E]. waited: [B, E], seconds since

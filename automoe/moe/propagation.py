@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from automoe.data.sequences import Observation
+from automoe.data.sequences import Observation, batch_observations
+from automoe.engine.loader import to_device
 from automoe.moe.gate import Gate, Routing
 from automoe.moe.model import Adapter, DrivingModel
+from automoe.moe.planner import Plan
 from automoe.moe.routers import Router, learned
-from automoe.moe.tokens import LiveTokens, Tokens, TokenSource
+from automoe.moe.tokens import LiveTokens, Tokens
 
 LONGEST_WAIT = 1.0
 """Seconds that an expert is said to have waited at most, and that one has who has never looked; if a moment comes so
@@ -45,26 +47,25 @@ class Sighting:
 
 
 class Propagation:
-    """Of one drive with a model: its `TokenSource`, and by `route` its `Router`. Each moment begins with `begin`; `ran`
-    is then who looked at it. router: who decides that, the model's gate if not given; hold_seconds: for how long an
-    expert is heard on, as the gate's config says if not given."""
+    """Of one drive with a model: its `TokenSource`, and by `route` its `Router`. After a `plan`, `ran` is who looked.
+    router: who decides that, the model's gate if not given; hold_seconds: for how long an expert is heard on, as the
+    gate's config says if not given."""
 
-    def __init__(
-        self,
-        model: DrivingModel,
-        source: TokenSource | None = None,
-        router: Router | None = None,
-        hold_seconds: float | None = None,
-    ) -> None:
-        self.model, self.router = model, router or learned()
-        self.source = source or LiveTokens(model.experts)
+    def __init__(self, model: DrivingModel, router: Router | None = None, hold_seconds: float | None = None) -> None:
+        self.model, self.router, self.source = model, router or learned(), LiveTokens(model.experts)
         self.hold_seconds = model.config.gate.hold_seconds if hold_seconds is None else hold_seconds
         self.ran: tuple[str, ...] = ()
         self._sightings: dict[str, Sighting] = {}
         self._time: float | None = None
 
-    def begin(self, observation: Observation) -> None:
-        """Raises nothing: where time or motion isn't known, what was seen is forgotten."""
+    def plan(self, observation: Observation) -> tuple[Plan, Routing | None]:
+        """What the model plans at the next moment of the drive, on the model's device."""
+        self._go_on(observation)
+        batch = to_device(batch_observations([observation], self.model.config.context.size), self.model.device)
+        return self.model(batch, self, self.route)
+
+    def _go_on(self, observation: Observation) -> None:
+        """The car has moved; where time or motion isn't known, what was seen is forgotten."""
         speed, yaw_rate = (float(one) for one in observation.motion[-1])
         seconds = math.inf if self._time is None else observation.time - self._time
         self._time = observation.time

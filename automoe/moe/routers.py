@@ -27,7 +27,7 @@ def learned(top_k: int | None = None) -> Router:
     """The gate's own choice; top_k: of so many experts instead of as many as it was trained for."""
 
     def router(gate: Gate, context: Tensor, waited: Tensor | None = None) -> Routing:
-        logits = gate(context).logits
+        logits = gate.logits(context)
         return gate.route(logits, gate.best(logits, top_k, waited))
 
     return router
@@ -51,7 +51,7 @@ def uniform() -> Router:
     """All experts, equally loud: no gate at all."""
 
     def router(gate: Gate, context: Tensor, waited: Tensor | None = None) -> Routing:
-        logits = torch.zeros_like(gate(context).logits)
+        logits = torch.zeros_like(gate.logits(context))
         return gate.route(logits, torch.ones_like(logits, dtype=torch.bool))
 
     return router
@@ -97,7 +97,7 @@ def drawn(top_k: int, seed: int) -> Router:
     generator = torch.Generator().manual_seed(seed)
 
     def router(gate: Gate, context: Tensor, waited: Tensor | None = None) -> Routing:
-        logits = torch.zeros_like(gate(context).logits)
+        logits = torch.zeros_like(gate.logits(context))
         best = torch.rand(logits.shape, generator=generator).to(logits.device).topk(top_k, dim=-1).indices
         return gate.route(logits, torch.zeros_like(logits, dtype=torch.bool).scatter(-1, best, True))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from driving_models import model
 
-from automoe.data.sequences import Observation, batch_observations
+from automoe.data.sequences import Observation
 from automoe.errors import ConfigError
 from automoe.moe.planner import Plan
 from automoe.moe.propagation import Propagation, Sighting
@@ -24,12 +24,11 @@ def moment(time: float, speed: float = 0.0, seed: int = 0, yaw_rate: float = 0.0
 
 def planned(one: Propagation, seen: Observation) -> tuple[Plan, list[str], dict[str, int]]:
     """The plan, who was heard, and how many pictures each has looked at so far."""
-    one.begin(seen)
     with torch.no_grad():
-        plan, routing = one.model(batch_observations([seen], one.model.config.context.size), one, one.route)
+        plan, routing = one.plan(seen)
     assert routing is not None
     heard = [name for name, loud in zip(one.model.names, routing.chosen[0].tolist()) if loud]
-    return plan, heard, dict(one.source.calls)  # type: ignore[attr-defined]
+    return plan, heard, dict(one.source.calls)
 
 
 def test_two_of_four_look_and_four_are_heard() -> None:
