@@ -20,6 +20,7 @@ from automoe.data.nuscenes_dataset import BevAugmentConfig
 from automoe.data.sequences import SequenceConfig
 from automoe.data.transforms import AugmentConfig
 from automoe.drive.controllers import ControllerConfig
+from automoe.drive.patience import PatienceConfig
 from automoe.engine.config import EngineConfig
 from automoe.experts.dense import DenseConfig
 from automoe.experts.detection import DetectionConfig
@@ -201,6 +202,7 @@ def test_every_variable_of_the_nuscenes_script_is_described_and_no_other() -> No
         ("docs/driving.md", "Gate", GateConfig),
         ("docs/driving.md", "Planner", PlannerConfig),
         ("docs/driving.md", "Driving", ControllerConfig),
+        ("docs/driving.md", "Patience", PatienceConfig),
     ],
 )
 def test_every_key_of_a_config_is_described_and_no_other(document: str, heading: str, config: type) -> None:

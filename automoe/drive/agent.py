@@ -9,14 +9,19 @@ import torch
 
 from automoe.data.sequences import Observation
 from automoe.drive.controllers import Controller
+from automoe.drive.patience import Patience
 from automoe.moe.checkpoint import TrainedDriver
 from automoe.moe.planner import Plan
 from automoe.moe.propagation import Propagation
 from automoe.moe.routers import Router
+from automoe.taxonomy import LIGHT_COLORS
 from automoe.world.vehicle import Control
 
 STOP_SHARE = 0.5
 """Probability of the class "stand" from which on the target speed is 0: the mean of stop and go would creep."""
+
+
+HELD = [LIGHT_COLORS.index(color) for color in ("yellow", "red")]
 
 
 class ModelAgent:
@@ -38,6 +43,7 @@ class ModelAgent:
         self.trouble: dict[str, int] = {}
         self.looks = self.model.config.looks
         self.propagation = Propagation(self.model, router, hold_seconds)
+        self.patience = Patience()
         self._path: np.ndarray | None = None
         self._shown: dict[str, Any] = {}
 
@@ -52,7 +58,7 @@ class ModelAgent:
         if not all(bool(torch.isfinite(one).all()) for one in (plan.path, plan.waypoints, plan.speed)):
             return self._stop("plan not finite", observation)
         path = self._path = plan.path[0].numpy().astype(np.float64)
-        target = self.target_speed(plan)
+        target = self.target_speed(plan, observation)
         self._shown = {"path": path, "target_speed": target, "waypoints": plan.waypoints[0].numpy()}
         if routing is not None:
             self._shown["ran"] = self.propagation.ran
@@ -60,10 +66,17 @@ class ModelAgent:
             self._shown["probabilities"] = dict(zip(self.model.names, routing.probabilities[0].tolist()))
         return self.controller.control(path, target, observation.speed)
 
-    def target_speed(self, plan: Plan) -> float:
-        """m/s: the mean of the classes, 0 where standing is more likely than not."""
-        shares = plan.speed_logits[0].softmax(dim=-1)
-        return 0.0 if float(shares[0]) > STOP_SHARE else float(plan.speed[0])
+    def target_speed(self, plan: Plan, observation: Observation) -> float:
+        """m/s: the mean of the classes, 0 where standing is more likely than not; where the car's patience is over, the
+        mean of those that go."""
+        shares, lights = plan.speed_logits[0].softmax(dim=-1), plan.light_logits[0].softmax(dim=-1)
+        stand, mean = float(shares[0]), float(plan.speed[0])
+        go = float(shares[self.model.planner.speeds.cpu() >= self.patience.config.brisk].sum())
+        held = float(lights[HELD].sum())
+        creeps = self.patience.creeps(observation.time, observation.speed, go, held)
+        if stand <= STOP_SHARE:
+            return mean
+        return min(mean / max(1.0 - stand, 1e-3), self.patience.config.creep_speed) if creeps else 0.0
 
     def shown(self) -> dict[str, Any]:
         return self._shown
@@ -71,6 +84,7 @@ class ModelAgent:
     def _stop(self, why: str, observation: Observation) -> Control:
         self.trouble[why] = self.trouble.get(why, 0) + 1
         self.propagation.forget()
+        self.patience.forget()
         self._shown = {"stopping": why}
         return self.controller.stop(self._path, observation.speed)
 
