@@ -27,6 +27,7 @@ from automoe.metrics.intervals import T_975, t_interval
 from automoe.moe.checkpoint import TrainedDriver, load_driving_model
 from automoe.moe.planner import Plan
 from automoe.report.sections_driving import driving_part
+from automoe.taxonomy import LIGHT_COLORS
 from automoe.world.drive import Drive
 from automoe.world.route import plan_route
 from automoe.world.traffic import Density
@@ -84,6 +85,30 @@ def test_a_route_survives_a_camera_that_goes_dark(saved: Path) -> None:
     assert record.completion == 100.0
     assert not record.crashed
     assert len(timing.agent) == len(speeds)
+
+
+@pytest.mark.parametrize(("light", "goes"), [("none", True), ("green", True), ("red", False)])
+def test_a_car_that_stands_in_doubt_goes_in_the_end(saved: Path, light: str, goes: bool) -> None:
+    """A plan that says stand at 60 %, and 4 m/s at the rest, sets off after a while, unless the light is red."""
+    driver = load_driving_model(saved)
+    classes = driver.model.config.planner.speeds
+    shares = torch.tensor([0.6 if speed == 0.0 else 0.4 if speed == 4.0 else 1e-6 for speed in classes])
+    colors = torch.tensor([0.9 if color == light else 0.03 for color in LIGHT_COLORS])
+
+    def plan(*_: Any) -> Plan:
+        ahead = torch.stack([torch.arange(1.0, 21.0), torch.zeros(20)], dim=1)[None]
+        return Plan(ahead, ahead[:, :4], shares.log()[None], torch.tensor([1.6]), colors.log()[None])
+
+    driver.model.planner.forward = plan  # type: ignore[method-assign]
+    agent = ModelAgent(driver)
+    image, route = np.zeros((60, 80, 3), np.uint8), np.full((2, 2), math.nan, np.float32)
+    controls = [
+        agent.act(Observation(frame / 10, image, np.zeros((1, 2), np.float32), -1, route, np.zeros(2, np.float32)))
+        for frame in range(30)
+    ]
+    assert all(one.throttle == 0.0 for one in controls[:10])
+    assert (controls[-1].throttle > 0.0) == goes
+    assert (agent.shown()["target_speed"] == 3.0) == goes
 
 
 def test_a_dead_speedometer_stops_the_car_too(saved: Path) -> None:
