@@ -26,6 +26,7 @@ from automoe.data.carla_prepared import CarlaImages
 from automoe.data.carla_yolo import frame_number
 from automoe.data.dataset import collate
 from automoe.data.prepared import prepare
+from automoe.drawing import contact_sheet, draw_boxes, save_png
 from automoe.engine.distributed import setup
 from automoe.engine.loader import evaluation_loader
 from automoe.engine.manifest import origin
@@ -34,7 +35,6 @@ from automoe.experts.evaluation import evaluate_expert
 from automoe.experts.inference import load_expert
 from automoe.files import write_text
 from automoe.metrics.detection import DetectionMetrics, SampleDetections
-from automoe.report.pictures import contact_sheet, draw_boxes, save_png
 from automoe.stages.carla import CarlaBddFlags, component_of, stage_of
 from automoe.stages.entry import fail
 from automoe.stages.train_expert import train_expert

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 
 from automoe import taxonomy
 from automoe.data.sequences import Observation
+from automoe.drawing import Color, draw_boxes, fit_width, font_of, overlay_mask, shorten
 from automoe.drive.closed_loop import drive_route
 from automoe.drive.embedded import EmbeddedSimulator
 from automoe.drive.evaluation import DriverSpec, begin
@@ -32,7 +33,6 @@ from automoe.errors import WorldError
 from automoe.experts.inference import TrainedExpert
 from automoe.files import atomic_file
 from automoe.machine import one_torch_thread
-from automoe.report.pictures import Color, draw_boxes, fit_width, font_of, overlay_mask, shorten
 from automoe.world import polyline
 from automoe.world.carla_writer import LIGHT_METRES
 from automoe.world.contacts import Obstacles

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from automoe.data.dataset import ImageDataset, PreparedRow
+from automoe.drawing import draw_boxes, fit_width, overlay_mask
 from automoe.experts.inference import TrainedExpert
 from automoe.geometry import box_area, pairwise_iou
 from automoe.metrics.segmentation import ConfusionMatrix
-from automoe.report.pictures import draw_boxes, fit_width, overlay_mask
 from automoe.taxonomy import (
     BDD_DETECTION,
     DETECTION_COLORS,

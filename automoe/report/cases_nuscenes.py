@@ -14,10 +14,10 @@ import numpy as np
 
 from automoe.data.nuscenes import CameraFrame, seven
 from automoe.data.nuscenes_prepared import NuscenesRow
+from automoe.drawing import fit_width, name_picture
 from automoe.metrics.nuscenes import TP_DISTANCE, Boxes3D, NuscenesMetrics
 from automoe.poses import invert, move_boxes
 from automoe.report.cases import best_f1
-from automoe.report.pictures import fit_width, name_picture
 from automoe.report.pictures_3d import draw_above, draw_camera
 from automoe.taxonomy import NUSCENES_COLORS, NUSCENES_DETECTION
 

@@ -22,8 +22,8 @@ from automoe.data.bdd100k import (
     read_class_mask,
 )
 from automoe.data.images import check_jpeg, load_image
+from automoe.drawing import contact_sheet, draw_boxes, fit_width, legend, overlay_mask, save_png, stack_rows
 from automoe.errors import DataError
-from automoe.report.pictures import contact_sheet, draw_boxes, fit_width, legend, overlay_mask, save_png, stack_rows
 from automoe.taxonomy import (
     BDD_DETECTION,
     DETECTION_COLORS,

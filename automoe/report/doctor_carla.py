@@ -16,10 +16,10 @@ from automoe.data.carla import Run, Step
 from automoe.data.carla_source import CarlaSource, find_carla, split_runs
 from automoe.data.images import decode_jpeg, decode_mask
 from automoe.data.nuscenes import CameraFrame
+from automoe.drawing import contact_sheet, draw_boxes, fit_width, legend, overlay_mask, save_png, stack_rows
 from automoe.errors import DataError
 from automoe.poses import LOOKING_FORWARD, pinhole
 from automoe.report.doctor import condense, findings
-from automoe.report.pictures import contact_sheet, draw_boxes, fit_width, legend, overlay_mask, save_png, stack_rows
 from automoe.report.pictures_3d import draw_camera
 from automoe.taxonomy import (
     BDD_DETECTION,

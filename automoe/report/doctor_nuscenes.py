@@ -10,10 +10,10 @@ import numpy as np
 
 from automoe.data.images import check_jpeg, load_image
 from automoe.data.nuscenes import Nuscenes, NuscenesSplit, Sample, load_lidar, read_points
+from automoe.drawing import fit_width, legend, save_png, stack_rows
 from automoe.errors import DataError
 from automoe.poses import invert, move_boxes, points_inside
 from automoe.report.doctor import condense, findings
-from automoe.report.pictures import fit_width, legend, save_png, stack_rows
 from automoe.report.pictures_3d import camera_sheet, draw_above, draw_camera
 from automoe.taxonomy import NUSCENES_ATTRIBUTES, NUSCENES_COLORS, NUSCENES_DETECTION, NUSCENES_RANGE
 

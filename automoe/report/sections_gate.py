@@ -11,11 +11,11 @@ from typing import Any
 
 from automoe.data.carla_hindsight import APART_FROM_TOLD, HINDSIGHT
 from automoe.errors import DataError
+from automoe.metrics.planning import METRIC
 from automoe.report import charts
 from automoe.report.parts import NONE, Part, Row, Table, part_of_file, read_object
 from automoe.report.sections import as_fraction, chart
 from automoe.stages.gate_report import COLLAPSED, CONSTANT
-from automoe.stages.planning import METRIC
 
 MADE_BY = "`automoe gate --out`"
 

@@ -10,12 +10,12 @@ from typing import Any
 from automoe.config import from_dict
 from automoe.data.carla_hindsight import APART_FROM_TOLD, HINDSIGHT
 from automoe.errors import AutoMoEError
+from automoe.metrics.planning import METRIC
 from automoe.moe.model import DrivingConfig
 from automoe.report.parts import Part
 from automoe.report.runs import NoRunError, TaskRun, facts, load_run
 from automoe.report.sections import loss_chart, run_notes, validation_chart
 from automoe.stages import gating, policy
-from automoe.stages.planning import METRIC
 
 TITLES = {gating.COMPONENT: "Gating network", policy.COMPONENT: "Policy"}
 """By component, in the order in which they are trained."""

@@ -25,6 +25,7 @@ from automoe.engine.distributed import Distributed
 from automoe.engine.loader import evaluation_loader, to_device
 from automoe.errors import CheckpointError, ConfigError
 from automoe.files import write_text
+from automoe.metrics.planning import METRIC, PlanningScores
 from automoe.moe.cache import Remembered, TokenCache
 from automoe.moe.checkpoint import TrainedDriver
 from automoe.moe.cost import frame_costs
@@ -32,7 +33,7 @@ from automoe.moe.model import DrivingModel
 from automoe.moe.planner import Plan, planning_losses
 from automoe.moe.routers import Router, drawn, fixed, learned, uniform
 from automoe.stages.memory import Memory, remember
-from automoe.stages.planning import METRIC, PlanningEvaluation, PlanningScores, comparable, planning_words
+from automoe.stages.planning import PlanningEvaluation, comparable, planning_words
 from automoe.stages.train_expert import prepare_splits
 from automoe.taxonomy import CARLA_COMMANDS
 

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from automoe.engine.distributed import Distributed
 from automoe.engine.loader import evaluation_loader, to_device
 from automoe.engine.loop import FitResult, fit
 from automoe.errors import ConfigError
+from automoe.metrics.planning import METRIC, PlanningScores
 from automoe.moe.cache import Remembered, TokenCache
 from automoe.moe.context import Context, ContextConfig
 from automoe.moe.gate import GateConfig, balance_loss, random_choice, utility_loss
@@ -38,9 +38,6 @@ from automoe.moe.tokens import FrozenExpert, TokenSource
 from automoe.stages.entry import command_line
 from automoe.stages.memory import Memory, remember
 from automoe.stages.train_expert import StageConfig, TrainFlags, layer_groups, prepare_splits
-
-METRIC = "planning_error"
-"""What selects best.pth: the mean distance of path and of waypoints (metres) and of the target speed (m/s), summed."""
 
 _NO_RECIPE = {
     "model", "context", "gate", "planner", "sequence", "experts", "engine", "eval_batch_size", "data_root",
@@ -165,45 +162,6 @@ def hold_still(model: nn.Module, names: Sequence[str]) -> None:
     """Have the named parts of a model learn nothing."""
     for name in names:
         model.get_submodule(name).requires_grad_(False)
-
-
-class PlanningScores:
-    """Open-loop errors over a set: metres and m/s. Samples count once each."""
-
-    def __init__(self, times: Sequence[float]) -> None:
-        self.times = times
-        self.rows: list[dict[str, float]] = []
-
-    def add(self, plan: Any, targets: Any, choice: Tensor | None) -> None:
-        """A batch of plans; choice: bool [B, E] of the gate."""
-        path = (plan.path - targets.path).norm(dim=-1)
-        hops = (plan.waypoints - targets.waypoints).norm(dim=-1)
-        speed = (plan.speed - targets.speed).abs()
-        for row in range(len(path)):
-            found = {"speed_mae": float(speed[row])} if speed[row].isfinite() else {}
-            known, reached = targets.path_known[row], targets.waypoints_known[row]
-            if known.any():
-                found["path_error"] = float(path[row][known].mean())
-            if reached.any():
-                found["ade"] = float(hops[row][reached].mean())
-            for place, time in enumerate(self.times):
-                if reached[place]:
-                    found[f"l2_{time:g}s"] = float(hops[row, place])
-            if targets.light[row] >= 0:
-                found["light_accuracy"] = float(plan.light_logits[row].argmax() == targets.light[row])
-            if choice is not None:
-                found |= {f"use_{place}": float(said) for place, said in enumerate(choice[row].tolist())}
-            self.rows.append(found)
-
-    def compute(self) -> dict[str, float | None]:
-        """The means; planning_error is the sum of path_error, ade and speed_mae."""
-        keys = sorted({key for row in self.rows for key in row})
-        means: dict[str, float | None] = {}
-        for key in keys:
-            means[key] = float(np.mean([row[key] for row in self.rows if key in row]))
-        parts = [means.get(key) for key in ("path_error", "ade", "speed_mae")]
-        means[METRIC] = None if any(one is None for one in parts) else float(sum(filter(None, parts)))
-        return means
 
 
 class PlanningEvaluation:

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from automoe import taxonomy
 from automoe.data.images import load_image
+from automoe.drawing import draw_boxes, fit_width, legend, overlay_mask
 from automoe.engine.distributed import setup
 from automoe.errors import ConfigError, DataError
 from automoe.experts.inference import TrainedExpert, load_expert
 from automoe.files import atomic_file, write_text
 from automoe.progress import progress_bar
-from automoe.report.pictures import draw_boxes, fit_width, legend, overlay_mask
 from automoe.stages.predictions import det20_frame
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

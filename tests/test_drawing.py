@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from automoe.report.pictures import contact_sheet, draw_boxes, fit_width, legend, overlay_mask
+from automoe.drawing import contact_sheet, draw_boxes, fit_width, legend, overlay_mask
 from automoe.taxonomy import BDD_DETECTION, DETECTION_COLORS
 
 
