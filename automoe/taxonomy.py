@@ -49,6 +49,8 @@ BDD_DETECTION_SPELLINGS: tuple[str, ...] = (*BDD_DETECTION, *BDD_DETECTION_ALIAS
 """Every category that `bdd_detection_class` knows."""
 
 TRAFFIC_LIGHT = "traffic light"
+ABOVE_THE_ROAD = (TRAFFIC_LIGHT, "traffic sign")
+"""Classes of things that are in nobody's way, wherever their boxes are."""
 
 LIGHT_COLORS: tuple[str, ...] = ("none", "green", "yellow", "red")
 """What a traffic light shows who looks at it (BDD100K's attribute trafficLightColor): none of it from behind."""

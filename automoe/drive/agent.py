@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from automoe.data.sequences import Observation
 from automoe.drive.controllers import Controller
@@ -70,13 +71,22 @@ class ModelAgent:
         """m/s: the mean of the classes, 0 where standing is more likely than not; where the car's patience is over, the
         mean of those that go."""
         shares, lights = plan.speed_logits[0].softmax(dim=-1), plan.light_logits[0].softmax(dim=-1)
-        stand, mean = float(shares[0]), float(plan.speed[0])
-        go = float(shares[self.model.planner.speeds.cpu() >= self.patience.config.brisk].sum())
-        held = float(lights[HELD].sum())
-        creeps = self.patience.creeps(observation.time, observation.speed, go, held)
+        stand, mean, config = float(shares[0]), float(plan.speed[0]), self.patience.config
+        go = float(shares[self.model.planner.speeds.cpu() >= config.brisk].sum())
+        clear = self._is_clear(plan.path[0])
+        creeps = self.patience.creeps(observation.time, observation.speed, go, float(lights[HELD].sum()), clear)
         if stand <= STOP_SHARE:
             return mean
-        return min(mean / max(1.0 - stand, 1e-3), self.patience.config.creep_speed) if creeps else 0.0
+        going = mean / max(1.0 - stand, 1e-3)
+        return min(max(going, config.brisk) if clear else going, config.creep_speed) if creeps else 0.0
+
+    def _is_clear(self, path: Tensor) -> bool | None:
+        """Whether nothing that is seen is in the way of a car that creeps; None where nobody tells."""
+        config, things = self.patience.config, self.propagation.in_the_way(path.to(self.model.device))
+        if things is None:
+            return None
+        near = (things[:, 0] > 0.0) & (things[:, 0] < config.clear_metres) & (things[:, 1].abs() < config.clear_beside)
+        return not bool(near.any())
 
     def shown(self) -> dict[str, Any]:
         return self._shown

@@ -98,7 +98,7 @@ def drive_command(
             print(
                 f"{name}: {one['frame_ms']:.0f} ms of the {1000 * BUDGET:.0f} ms that it has for a frame "
                 f"({one['over_budget']} of {one['frames']} frames took longer); with {one['world_ms']:.0f} ms of the "
-                f"simulator, {speed:.1f} times real time"
+                f"simulator, {speed:.1f} times real time on each core"
             )
         for why, count in one["trouble"].items():
             print(f"{name}: {why} in {count} of {one['frames']} frames; the car was brought to a stop")

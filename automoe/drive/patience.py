@@ -2,7 +2,9 @@
 
 Who learns by watching learns that what stands stays standing (the inertia problem, Codevilla et al., 2019): nothing in
 the picture changes, so nothing in the plan does. Agents on the CARLA leaderboards let a car creep that has stood for
-long (TransFuser). Here what counts is not time but doubt: the plan tells how sure it is.
+long (TransFuser). Here what counts is doubt: the plan tells how sure it is, and it is very sure indeed behind a car
+that stands. In time everything is in doubt where nothing is in the way: who remembers nothing has not stopped yet at a
+stop sign.
 """
 
 from __future__ import annotations
@@ -16,12 +18,17 @@ HELD_SHARE = 0.5
 @dataclass(frozen=True)
 class PatienceConfig:
     """doubt: seconds, of the probability that the car should go at `brisk` (m/s) or faster, that add up before it goes:
-    at 10 % it stands for ten times as long. creep_seconds, creep_speed: for how long it goes then, and at what speed
-    at most, m/s. moving: the speed, m/s, from which on it doesn't stand any more."""
+    at 10 % it stands for ten times as long. longest: seconds after which they have added up however sure the plan is,
+    if the way is known to be clear: clear_metres of the path, clear_beside metres to both sides. creep_seconds,
+    creep_speed: for how long it goes then, and at what speed at most, m/s. moving: the speed, m/s, from which on it
+    doesn't stand any more."""
 
     doubt: float = 0.5
     brisk: float = 2.0
-    creep_seconds: float = 3.0
+    longest: float = 20.0
+    clear_metres: float = 8.0
+    clear_beside: float = 1.4
+    creep_seconds: float = 6.0
     creep_speed: float = 3.0
     moving: float = 1.0
 
@@ -34,19 +41,20 @@ class Patience:
         self.doubt = 0.0
         self._until = self._time = -float("inf")
 
-    def creeps(self, time: float, speed: float, go: float, held: float) -> bool:
+    def creeps(self, time: float, speed: float, go: float, held: float, clear: bool | None) -> bool:
         """time: seconds of the drive. speed: m/s. go: how likely the plan has it that the car should go at `brisk` or
-        faster. held: how likely that a light that is yellow or red holds it."""
+        faster. held: how likely that a light that is yellow or red holds it. clear: whether nothing is in the way, None
+        where that isn't known."""
         config, passed, self._time = self.config, time - self._time, time
         if not 0.0 <= passed <= 1.0:
             self.forget()
             passed = 0.0
-        if held > HELD_SHARE:
-            self._until = -float("inf")
+        if held > HELD_SHARE or clear is False:
             return False
         if time < self._until:
             return True
-        self.doubt = 0.0 if speed > config.moving else self.doubt + go * passed
+        rate = max(go, config.doubt / config.longest) if clear else go
+        self.doubt = 0.0 if speed > config.moving else self.doubt + rate * passed
         if self.doubt < config.doubt:
             return False
         self.doubt, self._until = 0.0, time + config.creep_seconds

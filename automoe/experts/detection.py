@@ -179,6 +179,10 @@ class DetectionExpert(ImageExpert):
     def tells_lights(self) -> bool:
         return self.lights is not None
 
+    @property
+    def tells_boxes(self) -> bool:
+        return True
+
     def make_criterion(self, reduce_count: CountReducer) -> DetectionCriterion:
         return DetectionCriterion(self.config, reduce_count)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from automoe.data.sequences import Observation, batch_observations
 from automoe.engine.loader import to_device
 from automoe.moe.gate import Gate, Routing
+from automoe.moe.ground import beside_path
 from automoe.moe.model import Adapter, DrivingModel
 from automoe.moe.planner import Plan
 from automoe.moe.routers import Router, learned
@@ -26,6 +27,10 @@ from automoe.moe.tokens import LiveTokens, Tokens
 LONGEST_WAIT = 1.0
 """Seconds that an expert is said to have waited at most, and that one has who has never looked; if a moment comes so
 long after the last one, nothing is known any more."""
+
+
+SURE = 0.5
+"""How likely a box must be a thing on the road to be in the way."""
 
 
 @dataclass
@@ -49,18 +54,20 @@ class Sighting:
 class Propagation:
     """Of one drive with a model: its `TokenSource`, and by `route` its `Router`. After a `plan`, `ran` is who looked.
     router: who decides that, the model's gate if not given; hold_seconds: for how long an expert is heard on, as the
-    gate's config says if not given."""
+    gate's config says if not given. `heard` is what all said who were heard."""
 
     def __init__(self, model: DrivingModel, router: Router | None = None, hold_seconds: float | None = None) -> None:
         self.model, self.router, self.source = model, router or learned(), LiveTokens(model.experts)
         self.hold_seconds = model.config.gate.hold_seconds if hold_seconds is None else hold_seconds
         self.ran: tuple[str, ...] = ()
+        self.heard: dict[str, Tokens] = {}
         self._sightings: dict[str, Sighting] = {}
         self._time: float | None = None
 
     def plan(self, observation: Observation) -> tuple[Plan, Routing | None]:
         """What the model plans at the next moment of the drive, on the model's device."""
         self._go_on(observation)
+        self.heard = {}
         batch = to_device(batch_observations([observation], self.model.config.context.size), self.model.device)
         return self.model(batch, self, self.route)
 
@@ -77,7 +84,7 @@ class Propagation:
     def forget(self) -> None:
         """Everything that was seen."""
         self._sightings.clear()
-        self.ran = ()
+        self.ran, self.heard = (), {}
 
     def route(self, gate: Gate, context: Tensor, waited: Tensor | None = None) -> Routing:
         """Of one moment: those whom the router chooses, who will look, and those who have looked a moment ago."""
@@ -95,8 +102,27 @@ class Propagation:
         if expert in self.ran:
             tokens = self.source(expert, pictures)
             self._sightings[expert] = Sighting(tokens)
-            return tokens
-        sighting = self._sightings[expert]
+        else:
+            seen = self._sightings[expert]
+            positions = self._adapter(expert).ground.after(seen.tokens.positions, seen.motion)
+            tokens = Tokens(seen.tokens.features, positions)
+        self.heard[expert] = tokens
+        return tokens
+
+    def in_the_way(self, path: Tensor) -> Tensor | None:
+        """What stands on the road as those tell it who were heard at the last moment, seen from a path [M, 2]: metres
+        along it and to its left, [N, 2]. None where nobody was heard who tells boxes."""
+        found = []
+        for name in self.model.things:
+            tokens = self.heard.get(name)
+            if tokens is None:
+                continue
+            sure = tokens.features[0, :, self.model.things[name]].amax(dim=-1) > SURE
+            places = self._adapter(name).ground(tokens.positions[0, sure])
+            found.append(beside_path(path[None].float(), places[None])[0])
+        return torch.cat(found) if found else None
+
+    def _adapter(self, expert: str) -> Adapter:
         adapter = self.model.adapters[expert]
         assert isinstance(adapter, Adapter)
-        return Tokens(sighting.tokens.features, adapter.ground.after(sighting.tokens.positions, sighting.motion))
+        return adapter

@@ -12,6 +12,7 @@ from automoe.errors import ConfigError
 from automoe.moe.planner import Plan
 from automoe.moe.propagation import Propagation, Sighting
 from automoe.moe.routers import fixed, learned, named
+from automoe.moe.tokens import Tokens
 
 ALL = ("detection", "drivable", "segmentation", "nuscenes_2d")
 
@@ -67,6 +68,29 @@ def test_without_holding_only_those_who_look_are_heard() -> None:
         assert set(heard) == set(one.ran)
         assert len(heard) == 2
     assert Propagation(driver, hold_seconds=0.3).hold_seconds == 0.3
+
+
+def test_what_is_in_the_way_is_what_the_experts_are_sure_of_that_tell_boxes() -> None:
+    driver = model(*ALL, top_k=2).eval()
+    one, straight = Propagation(driver), torch.stack([torch.arange(1.0, 21.0), torch.zeros(20)], dim=1)
+    assert one.in_the_way(straight) is None
+    planned(one, moment(0.0))
+    classes = driver.experts["detection"].model.classes  # type: ignore[union-attr]
+    said = torch.zeros(1, 4, driver.experts["detection"].dim())  # type: ignore[operator]
+    for row, (name, share) in enumerate([("car", 0.9), ("traffic light", 0.9), ("car", 0.1), ("pedestrian", 0.6)]):
+        said[0, row, classes.index(name)] = share
+    spots = torch.tensor([[[0.5, 0.7], [0.5, 0.8], [0.5, 0.9], [0.1, 0.7]]])
+    one.heard = {"drivable": Tokens(torch.ones(1, 6, 3), torch.full((1, 6, 2), 0.5))}
+    assert one.in_the_way(straight) is None
+    one.heard["detection"] = Tokens(said, spots)
+    things = one.in_the_way(straight)
+    assert things is not None
+    (ahead, beside) = things.tolist()
+    assert ahead[0] > 2.0
+    assert abs(ahead[1]) < 0.01
+    assert beside[1] > 1.0
+    one.forget()
+    assert one.in_the_way(straight) is None
 
 
 def test_a_larger_revisit_spreads_the_looks() -> None:
