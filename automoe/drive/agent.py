@@ -8,21 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from automoe.data.sequences import Observation
+from automoe.data.sequences import LIGHTS, Observation
 from automoe.drive.controllers import Controller
 from automoe.drive.patience import Patience
 from automoe.moe.checkpoint import TrainedDriver
 from automoe.moe.planner import Plan
 from automoe.moe.propagation import Propagation
 from automoe.moe.routers import Router
-from automoe.taxonomy import LIGHT_COLORS
 from automoe.world.vehicle import Control
 
 STOP_SHARE = 0.5
 """Probability of the class "stand" from which on the target speed is 0: the mean of stop and go would creep."""
 
-
-HELD = [LIGHT_COLORS.index(color) for color in ("yellow", "red")]
+HELD = [LIGHTS.index(color) for color in ("yellow", "red")]
+"""Where a plan tells how likely a light holds the car."""
 
 
 class ModelAgent:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from automoe.moe.propagation import LONGEST_WAIT
+
 HELD_SHARE = 0.5
 """How likely a light that holds the car is yellow or red when it doesn't go whatever the doubt."""
 
@@ -46,7 +48,7 @@ class Patience:
         faster. held: how likely that a light that is yellow or red holds it. clear: whether nothing is in the way, None
         where that isn't known."""
         config, passed, self._time = self.config, time - self._time, time
-        if not 0.0 <= passed <= 1.0:
+        if not 0.0 <= passed <= LONGEST_WAIT:
             self.forget()
             passed = 0.0
         if held > HELD_SHARE or clear is False:

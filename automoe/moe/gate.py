@@ -93,8 +93,7 @@ class Gate(nn.Module):
         scaled = logits / self.config.temperature
         if waited is not None:
             scaled = scaled + self.config.revisit * waited
-        count = min(count or self.config.top_k, logits.shape[1])
-        return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, scaled.topk(count, dim=-1).indices, True)
+        return highest(scaled, min(count or self.config.top_k, logits.shape[1]))
 
     def route(self, logits: Tensor, chosen: Tensor | None = None) -> Routing:
         """What follows from logits [B, E]."""
@@ -125,6 +124,11 @@ def utility_loss(logits: Tensor, utility: Tensor, temperature: float) -> Tensor:
     at_stake = (utility.amax(dim=-1) - utility.amin(dim=-1)).clamp(max=1.0)
     wanted = (utility / temperature).softmax(dim=-1)
     return (at_stake * F.cross_entropy(logits.float(), wanted, reduction="none")).mean()
+
+
+def highest(scores: Tensor, count: int) -> Tensor:
+    """Which of scores [..., E] are the `count` highest of their row: bool [..., E]."""
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(count, dim=-1).indices, True)
 
 
 def random_choice(

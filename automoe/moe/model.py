@@ -116,10 +116,10 @@ class DrivingModel(nn.Module):
         )
         self.adapters = nn.ModuleDict({name: self._adapter(expert, dim) for name, expert in built.items()})
         self.gate = Gate(config.gate, dim, len(self.names)) if self.names else None
-        self.tells_lights = [expert.model.tells_lights for expert in built.values()]
+        self.tells_lights = {name for name, expert in built.items() if expert.model.tells_lights}
         self.things = {name: _things(expert.model) for name, expert in built.items() if expert.model.tells_boxes}
         """Of the experts that tell boxes, the features that are how likely one is something on the road."""
-        self.planner = Planner(config.planner, config.sequence, told_lights=any(self.tells_lights))
+        self.planner = Planner(config.planner, config.sequence, told_lights=bool(self.tells_lights))
 
     @property
     def device(self) -> torch.device:
@@ -166,7 +166,7 @@ class DrivingModel(nn.Module):
             loudness = routing.weights[rows, place] * routing.chosen[rows].sum(dim=1)
             adapted, places = self.adapters[name](tokens.features, tokens.positions)
             adapted = adapted * loudness[:, None, None]
-            tells = self.tells_lights[place]
+            tells = name in self.tells_lights
             colors = tokens.features[..., -len(LIGHT_COLORS) :].to(own.dtype) * tells
             for kept, found in ((heard, adapted), (spoken_of, places), (votes, colors)):
                 kept.append(found.new_zeros(len(own), *found.shape[1:]).index_copy(0, rows, found))

@@ -28,7 +28,6 @@ LONGEST_WAIT = 1.0
 """Seconds that an expert is said to have waited at most, and that one has who has never looked; if a moment comes so
 long after the last one, nothing is known any more."""
 
-
 SURE = 0.5
 """How likely a box must be a thing on the road to be in the way."""
 

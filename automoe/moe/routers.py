@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from automoe.errors import ConfigError
-from automoe.moe.gate import Gate, Routing
+from automoe.moe.gate import Gate, Routing, highest
 
 
 class Router(Protocol):
@@ -98,7 +98,6 @@ def drawn(top_k: int, seed: int) -> Router:
 
     def router(gate: Gate, context: Tensor, waited: Tensor | None = None) -> Routing:
         logits = torch.zeros_like(gate.logits(context))
-        best = torch.rand(logits.shape, generator=generator).to(logits.device).topk(top_k, dim=-1).indices
-        return gate.route(logits, torch.zeros_like(logits, dtype=torch.bool).scatter(-1, best, True))
+        return gate.route(logits, highest(torch.rand(logits.shape, generator=generator).to(logits.device), top_k))
 
     return router

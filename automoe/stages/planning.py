@@ -29,7 +29,7 @@ from automoe.errors import ConfigError
 from automoe.metrics.planning import METRIC, PlanningScores
 from automoe.moe.cache import Remembered, TokenCache
 from automoe.moe.context import Context, ContextConfig
-from automoe.moe.gate import GateConfig, balance_loss, random_choice, utility_loss
+from automoe.moe.gate import GateConfig, balance_loss, highest, random_choice, utility_loss
 from automoe.moe.ground import CameraSpec
 from automoe.moe.model import DrivingConfig, DrivingModel
 from automoe.moe.planner import PlannerConfig, mean_losses, planning_losses
@@ -141,8 +141,7 @@ def measured_utility(
     # Whether an expert is heard, beside others: [2, E, count, E], without it and with it.
     drawn = torch.rand(experts, count, experts, device=device)
     drawn.diagonal(dim1=0, dim2=2).fill_(-1.0)
-    beside = drawn.topk(model.gate.config.top_k - 1, dim=-1).indices
-    without = torch.zeros_like(drawn, dtype=torch.bool).scatter(-1, beside, True)
+    without = highest(drawn, model.gate.config.top_k - 1)
     together = without.clone()
     together.diagonal(dim1=0, dim2=2).fill_(True)
     chosen = torch.stack([without, together])
