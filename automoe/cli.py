@@ -340,8 +340,8 @@ def evaluate(
 ) -> None:
     """Score a checkpoint on a data set, raw or prepared. Runs under torchrun too, with the same numbers.
 
-    data_root: datasets/bdd100k or datasets/nuscenes if not given, as the checkpoint needs. json: write the metrics
-    there. predictions: write them in the official format, for `automoe score`.
+    data_root: datasets/bdd100k, datasets/nuscenes or datasets/carla/preprocessed if not given, as the checkpoint needs.
+    json: write the metrics there. predictions: write them in the official format, for `automoe score`.
     """
     from automoe.stages.evaluate import evaluate_checkpoint
 
@@ -532,11 +532,18 @@ def drive(
     length: Annotated[float, Parameter(help="of a drawn route, metres")] = 300.0,
     seeds: Annotated[int, Parameter(help="drives of each route, in other traffic and weather")] = 3,
     router: Annotated[
-        str | None, Parameter(help="instead of the gate: gate:1, uniform, random:2, or experts as detection+drivable")
+        str | None,
+        Parameter(
+            help="instead of the gate: gate:1, uniform, random:2, nobody, or experts as detection+drivable; behind it "
+            ",hold=0 forgets at once what others saw"
+        ),
     ] = None,
     beside: Annotated[
         list[str],
-        Parameter(consume_multiple=True, help="drivers in the same table: those two, or NAME=best.pth[@ROUTER]"),
+        Parameter(
+            consume_multiple=True,
+            help="the drivers in the same table, instead of those two: their names, or NAME=best.pth[@ROUTER]",
+        ),
     ] = ["teacher", "constant_velocity"],  # noqa: B006
     videos: Annotated[int, Parameter(help="drives that are filmed, in the embedded world")] = 1,
     workers: int | None = None,
@@ -549,8 +556,9 @@ def drive(
     """Drive routes closed loop and score them by the CARLA leaderboard's rules, in the embedded world or on a CARLA
     server, through the official client (pip install automoe[carla]).
 
-    Leaves results.json in the leaderboard's form for each driver, summary.json, a table, and videos. Drives that are
-    there already are kept; a stopped run goes on when the same line is given again.
+    Leaves results.json in the leaderboard's form for each driver, summary.json, and videos of the checkpoint's drives,
+    and prints a table. Drives that are there already are kept as long as checkpoint, router and AutoMoE's code are the
+    same; a stopped run goes on when the same line is given again.
     """
     from automoe.drive.command import drive_command
 

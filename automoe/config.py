@@ -71,7 +71,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"no config at {path}; give --profile {'|'.join(PROFILES)} or --config FILE.") from error
+        raise ConfigError(f"no config at {path}; name a profile ({', '.join(PROFILES)}) or another file.") from error
+    except OSError as error:
+        raise ConfigError(f"the config {path} cannot be read ({error.strerror}); name a file that can.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}.") from error
 

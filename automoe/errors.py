@@ -36,5 +36,9 @@ class WorldError(AutoMoEError):
     """The embedded world cannot be built or rendered. The message names the town and the reason."""
 
 
+class DriveError(AutoMoEError):
+    """Driving came to an end before all routes were driven. The message says how far it is and how to go on."""
+
+
 class CollectError(AutoMoEError):
     """A CARLA server can't be reached or can't do what is asked for. The message says what and what to do."""

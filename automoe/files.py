@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +16,7 @@ from automoe.errors import WriteError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """A binary file that replaces `path` when the block ends well, and vanishes when it doesn't.
 
@@ -23,6 +24,8 @@ def atomic_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     power cut can't leave an empty file; for many small files that can be made again this takes too long.
     Raises WriteError if the disk is full or the folder not writable: what was at `path` before is still there.
     """
+    if not path.name:
+        raise WriteError(f"{path} is a folder; name a file in it.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with write_errors(path):
@@ -34,7 +37,8 @@ def atomic_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
                     os.fsync(file.fileno())
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may be none, or gone: what is said is why
+            temporary.unlink()
 
 
 def write_bytes(path: Path, data: bytes | memoryview, *, sync: bool = True) -> None:
@@ -48,7 +52,16 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-@contextmanager
+def check_writable(folder: Path) -> None:
+    """Make a folder and see whether files can be made in it: to say so before long work, and not after it. Raises
+    WriteError."""
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
+@contextlib.contextmanager
 def write_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system says while `path` is written into a WriteError."""
     try:

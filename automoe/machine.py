@@ -1,12 +1,14 @@
-"""What this process may use of the machine."""
+"""What this process may use of the machine, and processes beside it."""
 
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 
@@ -47,6 +49,36 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def worker_processes(count: int, begin: Callable[[], None]) -> Iterator[ProcessPoolExecutor]:
+    """Fresh processes that each use one core, and call `begin` first. Where the block raises, or is interrupted, they
+    are ended at once, in the middle of what they do. A signal from the keyboard is for the one that started them."""
+    before = {process.pid for process in multiprocessing.active_children()}
+    variables, kept = one_core_environment(), dict(os.environ)
+    os.environ.update(variables)
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin_worker, (begin,))
+    try:
+        yield pool
+    except BaseException:
+        for process in multiprocessing.active_children():
+            if process.pid not in before:
+                process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for name in variables:
+            if name in kept:
+                os.environ[name] = kept[name]
+            else:
+                del os.environ[name]
+
+
+def _begin_worker(begin: Callable[[], None]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    begin()
 
 
 def end_with_parent() -> None:

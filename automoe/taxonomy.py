@@ -100,6 +100,9 @@ SEMANTIC: tuple[str, ...] = (
 )
 """Cityscapes' nineteen classes by trainId."""
 
+ROAD_USERS: tuple[str, ...] = SEMANTIC[SEMANTIC.index("person") :]
+"""Those of them that are somebody, or something that somebody drives: in the way where they stand on the road."""
+
 IGNORE_INDEX = 255
 """The pixel value that no loss and no metric looks at."""
 

@@ -149,6 +149,7 @@ class Recipe:
             "best_single": said["best single"],
             "best_fixed_pair": said["best fixed pair"],
             "random_2": "random:2",
+            "not_held": f"gate:{said['top_k']},hold=0",
         }
         beside = [f"no_experts={self.seeing}", *(f"{name}={self.gate}@{router}" for name, router in routed.items())]
         return [

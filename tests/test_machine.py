@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
-from automoe.machine import one_core_environment
+from automoe.machine import one_core_environment, worker_processes
 
 CHILD = (
     "import time; from automoe.machine import end_with_parent; end_with_parent(); print(0, flush=True); time.sleep(60)"
@@ -51,3 +54,34 @@ def test_what_is_set_already_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     found = one_core_environment()
     assert found["LP_NUM_THREADS"] == "4"
     assert found["OMP_NUM_THREADS"] == "1"
+
+
+def nothing() -> None:
+    pass
+
+
+def test_workers_have_one_core_each_and_the_environment_is_as_it_was() -> None:
+    before = dict(os.environ)
+    with worker_processes(1, nothing) as pool:
+        assert pool.submit(os.getenv, "OMP_NUM_THREADS").result() is not None
+    assert dict(os.environ) == before
+
+
+def test_whoever_is_interrupted_ends_his_workers_in_the_middle_of_what_they_do() -> None:
+    futures = []
+
+    def interrupted() -> None:
+        with worker_processes(2, nothing) as pool:
+            assert pool.submit(abs, -3).result() == 3
+            futures.extend(pool.submit(time.sleep, 300.0) for _ in range(6))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert all(future.cancelled() or future.exception() for future in futures), "nobody came to an end"
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_is_ended_from_outside_is_told_of() -> None:
+    with pytest.raises(BrokenProcessPool), worker_processes(1, nothing) as pool:
+        pool.submit(os._exit, 1).result()

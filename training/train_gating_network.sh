@@ -3,7 +3,7 @@
 #
 #   bash training/train_gating_network.sh                            # models/configs/gating_network/base/config.json
 #   WORLD_SIZE=4 BATCH_SIZE=64 bash training/train_gating_network.sh
-#   RUN_NAME=tiny DEVICE=cpu bash training/train_gating_network.sh
+#   PROFILE=tiny DEVICE=cpu bash training/train_gating_network.sh
 #
 # The run's parameters are written into its config.json, which is what the trainer reads, where they are valid; its other
 # keys stay as they are, and what is for quick looks isn't written. Best weights:
@@ -13,13 +13,14 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # --- Tunables: set them here or in the environment. What is empty stays as the config has it. -------------------------
-RUN_NAME=${RUN_NAME:-base}            # the folder of the config and of the checkpoint: tiny, small, base or your own
+PROFILE=${PROFILE:-base}              # tiny, small or base, as elsewhere; here it names the run
+RUN_NAME=${RUN_NAME:-$PROFILE}        # the folder of the config and of the checkpoint: a profile, or your own
 CONFIG=${CONFIG:-models/configs/gating_network/$RUN_NAME/config.json}
 DATA_ROOT=${DATA_ROOT:-}              # what `automoe prepare carla` made, or runs; datasets/carla/preprocessed if nobody says
 WORLD_SIZE=${WORLD_SIZE:-1}           # processes on this machine; on a CPU they are CPU processes
 BATCH_SIZE=${BATCH_SIZE:-}            # per process
 LEARNING_RATE=${LEARNING_RATE:-}      # not scaled with the number of processes
-EPOCHS=${EPOCHS:-}                    # whoever says epochs means them: a bound in steps leaves the config
+EPOCHS=${EPOCHS:-}                    # whoever says epochs means them: max_steps and eval_every leave the config
 NUM_WORKERS=${NUM_WORKERS:-}          # loader processes per training process
 DEVICE=${DEVICE:-auto}                # auto, cpu or cuda
 SEED=${SEED:-}

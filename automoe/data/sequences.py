@@ -280,6 +280,8 @@ class CarlaSequences(Dataset[dict[str, Any]]):
             rows = rows[np.isin(self.times.words["route"][rows], list(routes))]
             if not len(rows):
                 raise DataError(f"{self.info.path} has no moments whose route is {' or '.join(routes)}")
+        if limit is not None and limit < 1:
+            raise DataError(f"the limit of moments must be at least 1, not {limit}")
         aside = np.random.default_rng([seed, 42]).uniform(size=len(rows)) < self.shifted
         count = len(rows) if limit is None else min(limit, len(rows))
         picked = np.linspace(0, len(rows) - 1, count).round().astype(np.int64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,15 @@ from automoe.data.sequences import LIGHTS, Observation
 from automoe.drive.controllers import Controller
 from automoe.drive.patience import Patience
 from automoe.moe.checkpoint import TrainedDriver
+from automoe.moe.ground import STILL, Motion, moved, seen_after
 from automoe.moe.planner import Plan
 from automoe.moe.propagation import Propagation
 from automoe.moe.routers import Router
 from automoe.world.vehicle import Control
 
 STOP_SHARE = 0.5
-"""Probability of the class "stand" from which on the target speed is 0: the mean of stop and go would creep."""
+"""Probability of the class "stand" above which the plan is to stand: the mean of stop and go would be too slow for the
+one, and too fast for the other."""
 
 HELD = [LIGHTS.index(color) for color in ("yellow", "red")]
 """Where a plan tells how likely a light holds the car."""
@@ -44,7 +48,7 @@ class ModelAgent:
         self.looks = self.model.config.looks
         self.propagation = Propagation(self.model, router, hold_seconds)
         self.patience = Patience()
-        self._path: np.ndarray | None = None
+        self._last: _Last | None = None
         self._shown: dict[str, Any] = {}
 
     @torch.no_grad()
@@ -57,7 +61,9 @@ class ModelAgent:
         plan = Plan(*(one.cpu() for one in plan))
         if not all(bool(torch.isfinite(one).all()) for one in (plan.path, plan.waypoints, plan.speed)):
             return self._stop("plan not finite", observation)
-        path = self._path = plan.path[0].numpy().astype(np.float64)
+        path = plan.path[0].numpy().astype(np.float64)
+        speed, yaw_rate = (float(one) for one in observation.motion[-1])
+        self._last = _Last(path, observation.time, speed, yaw_rate)
         target = self.target_speed(plan, observation)
         self._shown = {"path": path, "target_speed": target, "waypoints": plan.waypoints[0].numpy()}
         if routing is not None:
@@ -73,8 +79,9 @@ class ModelAgent:
         stand, mean, config = float(shares[0]), float(plan.speed[0]), self.patience.config
         go = float(shares[self.model.planner.speeds.cpu() >= config.brisk].sum())
         clear = self._is_clear(plan.path[0])
-        creeps = self.patience.creeps(observation.time, observation.speed, go, float(lights[HELD].sum()), clear)
-        if stand <= STOP_SHARE:
+        stands, held = stand > STOP_SHARE, float(lights[HELD].sum())
+        creeps = self.patience.creeps(observation.time, observation.speed, stands, go, held, clear)
+        if not stands:
             return mean
         going = mean / max(1.0 - stand, 1e-3)
         return min(max(going, config.brisk) if clear else going, config.creep_speed) if creeps else 0.0
@@ -95,7 +102,31 @@ class ModelAgent:
         self.propagation.forget()
         self.patience.forget()
         self._shown = {"stopping": why}
-        return self.controller.stop(self._path, observation.speed)
+        path = None if self._last is None else self._last.go_on(observation, self.controller.config.comfortable)
+        return self.controller.stop(path, observation.speed)
+
+
+@dataclass
+class _Last:
+    """The last plan's path [M, 2], metres, and how the car has moved since: time, seconds; speed, m/s, and yaw_rate,
+    radians a second, as they were known last."""
+
+    path: np.ndarray
+    time: float
+    speed: float
+    yaw_rate: float
+    motion: Motion = STILL
+
+    def go_on(self, observation: Observation, braking: float) -> np.ndarray:
+        """The path as it lies before the car now. While nobody tells its motion, it brakes so many m/s^2 and turns as
+        before."""
+        passed, self.time = max(observation.time - self.time, 0.0), observation.time
+        speed, yaw_rate = (float(one) for one in observation.motion[-1])
+        self.speed = speed if math.isfinite(speed) else max(self.speed - braking * passed, 0.0)
+        self.yaw_rate = yaw_rate if math.isfinite(yaw_rate) else self.yaw_rate
+        turned = self.yaw_rate * passed if self.speed > 0.0 else 0.0
+        self.motion = moved(self.motion, self.speed * passed, turned)
+        return seen_after(self.path, self.motion)
 
 
 class ConstantVelocity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from automoe.drive.evaluation import (
     CONSTANT,
     TEACHER,
     DriverSpec,
+    behind,
     drive_all,
     summarise_driver,
     table,
@@ -31,10 +33,14 @@ from automoe.drive.routes import (
 )
 from automoe.engine.manifest import origin
 from automoe.errors import CheckpointError, ConfigError
-from automoe.files import write_text
+from automoe.files import check_writable, write_text
 from automoe.progress import progress_bar
+from automoe.world.renderer import check_rendering
 
 SUMMARY = "summary.json"
+FOLDERS = ("drives", "videos")
+"""Under what is left by driving: drivers have folders beside these."""
+
 EMBEDDED, CARLA = "embedded", "carla"
 """Where it is driven."""
 
@@ -69,13 +75,19 @@ def drive_command(
         tasks = server_tasks(routes, number, host, port)
     else:
         drivers, tasks = drivers_of(checkpoint, router, beside), tasks_of(routes, number, length)
+        if any(driver.checkpoint for driver in drivers):
+            check_rendering()
+    check_writable(out)
     numbers = list(range(seeds))
     with progress_bar("drive") as progress:
         results = drive_all(drivers, tasks, numbers, out, workers=workers, progress=progress)
-    summaries = {}
+    summaries: dict[str, dict[str, Any]] = {}
+    first = [result for result in results if result.driver == drivers[0].name]
     for driver in drivers:
         own = [result for result in results if result.driver == driver.name]
         summaries[driver.name] = {**driver.told(), **summarise_driver(own, len(tasks), numbers)}
+        if driver is not drivers[0]:
+            summaries[driver.name]["behind_first"] = behind(first, own)
         write_results(own, len(tasks) * seeds, out / driver.name / "results.json")
     said = {
         "routes": {
@@ -100,6 +112,8 @@ def drive_command(
                 f"({one['over_budget']} of {one['frames']} frames took longer); with {one['world_ms']:.0f} ms of the "
                 f"simulator, {speed:.1f} times real time on each core"
             )
+        for why, count in one["broken_off"].items():
+            print(f"{name}: {why} in {count} of {len(tasks) * seeds} drives, which count as nothing; see above")
         for why, count in one["trouble"].items():
             print(f"{name}: {why} in {count} of {one['frames']} frames; the car was brought to a stop")
     if checkpoint is not None and videos and simulator == EMBEDDED:
@@ -190,35 +204,43 @@ def drivers_of(checkpoint: Path | None, router: str | None, beside: Sequence[str
     """The drivers of a command line, the checkpoint's first. Raises ConfigError and CheckpointError."""
     found = []
     if checkpoint is not None:
-        found.append(DriverSpec("policy", _there(checkpoint), router))
+        found.append(DriverSpec("policy", str(checkpoint), router))
+    elif router is not None:
+        raise ConfigError(
+            f"--router {router} is of --checkpoint, and there is none; --beside takes NAME=best.pth@ROUTER."
+        )
     for said in beside:
         name, named, path = said.partition("=")
         if named:
             # A path may have an @ of its own.
             file, at, routed = (path, "", "") if Path(path).is_file() else path.rpartition("@")
-            found.append(DriverSpec(name, _there(Path(file if at else path)), routed or None))
+            found.append(DriverSpec(name, file if at else path, routed or None))
         elif said in (TEACHER, CONSTANT):
             found.append(DriverSpec(said))
         else:
             raise ConfigError(f"--beside takes {TEACHER}, {CONSTANT} or NAME=best.pth[@ROUTER], not {said!r}.")
-    for driver in found:
-        if driver.checkpoint is not None and driver.router is not None:
-            _check_router(driver.checkpoint, driver.router)
     names = [driver.name for driver in found]
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"drivers need different names, and one at least; there are {', '.join(names) or 'none'}.")
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in FOLDERS:
+            raise ConfigError(
+                f"--beside: a driver can't be named {name!r}, since a folder of --out is; give it letters, digits, "
+                f"_, . and -, and not {' or '.join(FOLDERS)}."
+            )
+    _check(found)
     return found
 
 
-def _check_router(checkpoint: str, router: str) -> None:
-    """Say now what is wrong with a router, and not when the drivers before have driven."""
+def _check(drivers: Sequence[DriverSpec]) -> None:
+    """Say now what is wrong with a checkpoint or a router, and not when the drivers before have driven."""
     from automoe.moe.checkpoint import load_driving_model
     from automoe.moe.routers import named
 
-    named(router, load_driving_model(checkpoint).model.names)
-
-
-def _there(path: Path) -> str:
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}; train it first, or check the path.")
-    return str(path)
+    for path in dict.fromkeys(driver.checkpoint for driver in drivers if driver.checkpoint):
+        if not Path(path).is_file():
+            raise CheckpointError(f"there is no checkpoint {path}; train it first, or check the path.")
+        names = load_driving_model(path).model.names
+        for driver in drivers:
+            if driver.checkpoint == path and driver.router is not None:
+                named(driver.router, names)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import multiprocessing
-import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
@@ -23,10 +23,11 @@ import numpy as np
 
 import automoe
 from automoe.drive.closed_loop import Timing, drive_route
-from automoe.drive.leaderboard import SIMULATION_CRASHED, RouteRecord, results_file, summarise
+from automoe.drive.leaderboard import OUTSIDE, SIMULATION_CRASHED, RouteRecord, results_file, summarise
 from automoe.drive.routes import RouteTask
+from automoe.errors import DriveError
 from automoe.files import write_text
-from automoe.machine import available_cores, end_with_parent, one_core_environment, one_torch_thread
+from automoe.machine import available_cores, one_torch_thread, worker_processes
 from automoe.metrics.intervals import t_interval
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ TEACHER, CONSTANT = "teacher", "constant_velocity"
 """Drivers that need no checkpoint."""
 
 CONSTANT_SPEED = 5.0
-"""m/s of the driver who goes straight on: about the teacher's mean."""
+"""m/s of the driver who goes straight on: above the teacher's mean, lights and queues included, and below what he goes
+at on a free road."""
 
 BUDGET = 0.1
 """Seconds that an agent may take for a frame: 10 frames a second in real time."""
@@ -215,7 +217,8 @@ def drive_all(
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[DriveResult]:
-    """Every driver on every route with every seed; drives that `out` holds of the same driver are kept."""
+    """Every driver on every route with every seed; drives that `out` holds of the same driver, driven by this very
+    code, are kept. Raises DriveError where a process that drives is ended from outside."""
     jobs = [
         (driver, driver.digest(), task, seed)
         for driver in drivers
@@ -223,14 +226,17 @@ def drive_all(
         for seed in seeds
     ]
     found: dict[Path, DriveResult] = {}
-    waiting = []
+    waiting, outdated = [], 0
     for driver, digest, task, seed in jobs:
         path = _place(out, driver, task, seed)
         kept = _kept(path, digest)
         if kept is None:
+            outdated += path.is_file()
             waiting.append((path, driver, digest, task, seed))
         else:
             found[path] = kept
+    if outdated:
+        print(f"{outdated} drives under {out} are of another checkpoint, router or version of the code: driven anew")
     progress(len(found), len(jobs))
     on_server = any(task.on_server for task in tasks)
     count = 1 if on_server else max(1, min(workers or available_cores(), len(waiting)))
@@ -240,38 +246,27 @@ def drive_all(
                 found[path] = _drive_and_keep(path, driver, task, seed, digest)
                 progress(len(found), len(jobs))
     else:
-        spawned = multiprocessing.get_context("spawn")
-        with _environment(one_core_environment()), ProcessPoolExecutor(count, spawned, _begin_worker) as pool:
+        with worker_processes(count, _begin_worker) as pool:
             futures = {
                 pool.submit(_drive_and_keep, path, driver, task, seed, digest): path
                 for path, driver, digest, task, seed in waiting
             }
-            for future in as_completed(futures):
-                found[futures[future]] = future.result()
-                progress(len(found), len(jobs))
+            try:
+                for future in as_completed(futures):
+                    found[futures[future]] = future.result()
+                    progress(len(found), len(jobs))
+            except BrokenProcessPool as error:
+                raise DriveError(
+                    f"a process that drove was ended from outside, by lack of memory perhaps, after {len(found)} of "
+                    f"{len(jobs)} drives; give the same line again, with fewer --workers than {count} if need be."
+                ) from error
     return [found[_place(out, driver, task, seed)] for driver, _, task, seed in jobs]
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Those environment variables, for processes that are started meanwhile."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            if name in before:
-                os.environ[name] = before[name]
-            else:
-                del os.environ[name]
 
 
 def _begin_worker() -> None:
     import cv2
     import torch
 
-    end_with_parent()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
@@ -290,8 +285,8 @@ def _kept(path: Path, digest: str) -> DriveResult | None:
 
 def _drive_and_keep(path: Path, driver: DriverSpec, task: RouteTask, seed: int, digest: str) -> DriveResult:
     result = drive_once(driver, task, seed, digest)
-    # A server that failed may be well again: that drive is driven once more when the command is repeated.
-    if not (task.on_server and result.scored.failure == SIMULATION_CRASHED):
+    # A world that failed may be well again: that drive is driven once more when the command is repeated.
+    if result.scored.failure != SIMULATION_CRASHED:
         write_text(path, json.dumps(asdict(result)) + "\n")
     return result
 
@@ -314,7 +309,7 @@ def summarise_driver(results: Sequence[DriveResult], routes: int, seeds: Sequenc
     names = sorted({name for result in results for name in result.use})
     return {
         "driving_score": mean,
-        "half_width": half,
+        "half_width": half if math.isfinite(half) else None,
         "per_seed": dict(zip(map(str, seeds), each)),
         "route_completion": scores.route_completion,
         "success_rate": scores.success_rate,
@@ -326,8 +321,17 @@ def summarise_driver(results: Sequence[DriveResult], routes: int, seeds: Sequenc
         "world_ms": _milliseconds([result.world_seconds for result in results]),
         "over_budget": sum(result.over_budget for result in results),
         "trouble": trouble,
+        "broken_off": dict(Counter(one.scored.failure for one in results if one.scored.crashed)),
         "use": {name: float(np.mean([result.use.get(name, 0.0) for result in results])) for name in names},
     }
+
+
+def behind(first: Sequence[DriveResult], other: Sequence[DriveResult]) -> dict[str, float | None]:
+    """By how much a driver's driving score is below that of another, `first`, who drove the same routes with the same
+    seeds, in the same traffic: the mean over these pairs and the half width of its 95 % interval."""
+    own = {(one.route, one.seed): one.scored.driving_score for one in other}
+    mean, half = t_interval([one.scored.driving_score - own[one.route, one.seed] for one in first])
+    return {"mean": mean, "half_width": half if math.isfinite(half) else None}
 
 
 def _milliseconds(seconds: Sequence[float]) -> float | None:
@@ -346,14 +350,15 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """All drivers' scores as text, one a line."""
     lines = [
         f"{'driver':<22} {'driving score':>15} {'completion':>10} {'success':>8} {'coll/km':>8} {'red/km':>7} "
-        f"{'jerk':>6} {'ms':>6}"
+        f"{'outside %':>9} {'jerk':>6} {'ms':>6}"
     ]
     for name, one in summaries.items():
         hits = sum(value for kind, value in one["per_km"].items() if kind.startswith("collisions"))
-        half = "" if math.isinf(one["half_width"]) else f" +- {one['half_width']:.1f}"
+        outside = 100 * one["per_km"][OUTSIDE] / max(one["kilometres"], 0.001)
+        half = "" if one["half_width"] is None else f" +- {one['half_width']:.1f}"
         lines.append(
             f"{name:<22} {one['driving_score']:>7.1f}{half:<8} {one['route_completion']:>10.1f} "
-            f"{one['success_rate']:>8.2f} {hits:>8.2f} {one['per_km']['red_light']:>7.2f} {one['jerk']:>6.2f} "
-            + ("     -" if one["frame_ms"] is None else f"{one['frame_ms']:>6.1f}")
+            f"{one['success_rate']:>8.2f} {hits:>8.2f} {one['per_km']['red_light']:>7.2f} {outside:>9.1f} "
+            f"{one['jerk']:>6.2f} " + ("     -" if one["frame_ms"] is None else f"{one['frame_ms']:>6.1f}")
         )
     return "\n".join(lines)

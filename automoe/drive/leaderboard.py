@@ -70,6 +70,8 @@ LABELS = {
 }
 """Of a results file, in its order."""
 
+GIVE = "give the results.json of `automoe drive`, of the CARLA leaderboard 2.0 or of Bench2Drive"
+
 _OUTSIDE_SAID = re.compile(r"for about ([\d.]+) meters \(([\d.]+)% of")
 
 
@@ -164,11 +166,17 @@ class RouteRecord:
                 float(scores[key]) for key in ("score_route", "score_penalty", "score_composed")
             )
             length, seconds, taken = (float(meta[key]) for key in ("route_length", "duration_game", "duration_system"))
+            if not all(map(math.isfinite, (completion, penalty, composed, length, seconds, taken))):
+                raise ValueError("what is no number")
+            if not (0.0 <= completion <= 100.0 and 0.0 <= penalty <= 1.0):
+                raise ValueError(f"a completion of {completion:g} per cent, a penalty of {penalty:g}")
             outside = [_OUTSIDE_SAID.search(words) for words in infractions.get(OUTSIDE, [])]
             metres = sum(float(match[1]) for match in outside if match)
             inside = math.prod(1.0 - float(match[2]) / 100 for match in outside if match)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"the record of route {name} is not one of the leaderboard's: {error!r}") from error
+            raise DataError(
+                f"the record of route {name} is not one of the leaderboard's ({error!r}); {GIVE}"
+            ) from error
         strange = [kind for kind, said in infractions.items() if said and kind not in KINDS]
         if strange or not all(outside):
             raise DataError(f"the record of route {name} tells of {', '.join(strange) or OUTSIDE} in unknown words")
@@ -327,9 +335,11 @@ def read_results(path: Path) -> list[RouteRecord]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is not a results file of the CARLA leaderboard: {error!r}") from error
+        raise DataError(f"{path} is not a results file of the CARLA leaderboard ({error!r}); {GIVE}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+    if not records:
+        raise DataError(f"{path} has no records: nothing was driven yet.")
     twice = [name for name, count in Counter(record.route_id for record in records).items() if count > 1]
     if twice:
         raise DataError(f"{path} has more than one record of {', '.join(twice)}: each route counts once")

@@ -126,7 +126,7 @@ class LeaderboardDriver:
         self.route: RouteGuide | None = None
         self.localiser: Localiser | None = None
         self.station = self.speed = self.yaw = 0.0
-        self.count = 0
+        self.count = self.looks = 0
         self._control: Any = None
 
     def sensors(self) -> list[dict[str, Any]]:
@@ -148,7 +148,7 @@ class LeaderboardDriver:
         places = np.array([frame.vector(frame.location_of(transform.location))[:2] for transform, _ in world])
         self.localiser = Localiser(degrees, places)
         self.yaw = math.atan2(*self.route.start[1::-1, 0])
-        self.station, self.count, self._control = 0.0, 0, None
+        self.station, self.count, self.looks, self._control = 0.0, 0, 0, None
 
     def act(self, said: Mapping[str, tuple[int, Any]], time: float, carla: Any) -> Any:
         """A carla.VehicleControl. said: by sensor the tick and what it measured; whatever is missing is as it was, but
@@ -161,6 +161,7 @@ class LeaderboardDriver:
                 UNKNOWN_AMBIENT,
             )  # fmt: skip
             self._control = self.agent.act(observation)
+            self.looks += 1
         self.count += 1
         control = self._control
         return carla.VehicleControl(throttle=control.throttle, steer=control.steer, brake=control.brake)
@@ -235,7 +236,7 @@ def _agent_class() -> type:
             """Let the model go, and say what went wrong on the way."""
             driver, self._driver = self._driver, None
             for why, count in (driver.agent.trouble if driver else {}).items():
-                print(f"{why} in {count} of {driver.count if driver else 0} ticks; the car was brought to a stop")
+                print(f"{why} at {count} of {driver.looks if driver else 0} looks; the car was brought to a stop")
 
         def _set_up(self) -> LeaderboardDriver:
             if self._driver is None:

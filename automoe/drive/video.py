@@ -143,6 +143,7 @@ def film_drive(driver: DriverSpec, task: RouteTask, seed: int, path: Path, known
             nonlocal moved
             if observation.speed > BLOCKED_SPEED:
                 moved = observation.time
+            painter.note(observation)
             if next(number) % every == 0 and observation.time - moved <= STILL:
                 add(painter.paint(observation, control))
             return observation.time - moved > STILL and moved > stuck
@@ -187,6 +188,7 @@ class Painter:
         self.own_eyes = simulator.camera is not None
         self.eyes = simulator if self.own_eyes else EmbeddedSimulator(drive, title, carla_cameras(*FILM_CAMERA)[0])
         model = getattr(agent, "model", None)
+        self._pictures: dict[str, np.ndarray] = {}
         self._seen: dict[str, Seen] = {}
         self.experts: dict[str, TrainedExpert] = {}
         for name, expert in model.experts.items() if model is not None else ():
@@ -194,13 +196,17 @@ class Painter:
                 expert.model, expert.spec.size, expert.model.mean.device, Path(driver), {}
             )
 
+    def note(self, observation: Observation) -> None:
+        """A moment of the drive, filmed or not: who looked has seen this picture."""
+        self._pictures |= dict.fromkeys(self.agent.shown().get("ran", ()), observation.image)
+
     def paint(self, observation: Observation, control: Control) -> np.ndarray:
-        """The picture of a moment, uint8 [H, W, 3] RGB: what was seen, and what is done about it."""
+        """The picture of a moment that was noted, uint8 [H, W, 3] RGB: what was seen, and what is done about it."""
         shown, drive = self.agent.shown(), self.simulator.drive
         picture = observation.image if self.own_eyes else self.eyes.observe().image
         camera = self.eyes.camera
         assert camera is not None
-        seen = self.look(picture, shown) if picture.size else []
+        seen = self.look(shown) if picture.size else []
         sight = draw_sight(picture, camera, seen, shown.get("path"), shown.get("waypoints"))
         conditions = drive.scene.conditions
         weather = f"{conditions.weather}, {conditions.time_of_day}"
@@ -213,14 +219,15 @@ class Painter:
         self.last[: CAMERA_SIZE[0], CAMERA_SIZE[1]] = PAPER
         return self.last
 
-    def look(self, picture: np.ndarray, shown: Mapping[str, Any]) -> list[Seen]:
-        """What the experts that are heard say: those that ran of this picture, uint8 [h, w, 3] RGB, others of the last
-        one at which they ran. Nobody else is asked."""
-        for name in shown.get("ran", ()):
-            said = self.experts[name].predict([picture])[0]
-            own = {key: value.numpy() for key, value in said.items() if "/" not in key}
-            self._seen[name] = Seen(name, self.experts[name].model.kind, own)
+    def look(self, shown: Mapping[str, Any]) -> list[Seen]:
+        """What the experts that are heard say, each of the last picture at which it looked. Nobody else is asked."""
         heard = [name for name, weight in shown.get("weights", {}).items() if weight > 0.0]
+        for name in heard:
+            picture = self._pictures.pop(name, None)
+            if picture is not None:
+                said = self.experts[name].predict([picture])[0]
+                own = {key: value.numpy() for key, value in said.items() if "/" not in key}
+                self._seen[name] = Seen(name, self.experts[name].model.kind, own)
         return [self._seen[name] for name in heard if name in self._seen]
 
 

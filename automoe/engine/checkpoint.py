@@ -122,8 +122,8 @@ def load_weights(
     if any(wrong.values()):
         parts = [f"{len(keys)} {title}: {_listing(keys)}" for title, keys in wrong.items() if keys]
         raise CheckpointError(
-            f"{source[:1].upper()}{source[1:]} does not fit the model ({'; '.join(parts)}): "
-            "use the config it was trained with."
+            f"{source} does not fit the model ({'; '.join(parts)}): use the config that it was trained with, or, if an "
+            "earlier version of AutoMoE wrote it, train it again."
         )
     model.load_state_dict({key: state_dict[key] for key in fitting}, strict=False)
     if missing or unexpected or mismatched:

@@ -17,6 +17,7 @@ import torch
 
 import automoe
 from automoe.engine.run import Run
+from automoe.errors import DataError
 from automoe.files import write_text
 
 MANIFEST = "manifest.json"
@@ -91,9 +92,15 @@ def close_manifest(run_dir: Path, state: str, **more: Any) -> None:
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
-    """The manifest of a run directory; empty if there is none."""
+    """The manifest of a run directory; empty if there is none. Raises DataError where it is damaged."""
     path = run_dir / MANIFEST
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        said = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it to go on without.") from error
+    if not isinstance(said, dict):
+        raise DataError(f"{path} is damaged: it is no object; delete it to go on without.")
+    return said
 
 
 def _write(run_dir: Path, manifest: dict[str, Any]) -> None:

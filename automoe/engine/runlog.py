@@ -79,14 +79,14 @@ class RunLog:
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The evaluations of a run, oldest first; a last line that a crash cut short is left out."""
     path = run_dir / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
     parsed = []
     for line in lines:
         try:
             parsed.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             continue
-    return parsed
+    return [line for line in parsed if isinstance(line, dict) and "step" in line]
 
 
 def drop_after(path: Path, step: int) -> None:

@@ -101,6 +101,12 @@ class DenseExpert(ImageExpert):
         each = F.pixel_unshuffle(quarters, 2).flatten(2).transpose(1, 2)
         return each, outputs["token_positions"]
 
+    def things(self, features: Tensor) -> Tensor | None:
+        users = [place for place, name in enumerate(self.classes) if name in taxonomy.ROAD_USERS]
+        if not users:
+            return None
+        return features.unflatten(-1, (len(self.classes), 4))[..., users, :].sum(dim=-2).mean(dim=-1)
+
     def make_criterion(self, reduce_count: CountReducer) -> DenseCriterion:
         return DenseCriterion(self.config, reduce_count)
 

@@ -179,9 +179,9 @@ class DetectionExpert(ImageExpert):
     def tells_lights(self) -> bool:
         return self.lights is not None
 
-    @property
-    def tells_boxes(self) -> bool:
-        return True
+    def things(self, features: Tensor) -> Tensor | None:
+        on_the_road = [place for place, name in enumerate(self.classes) if name not in taxonomy.ABOVE_THE_ROAD]
+        return features[..., on_the_road].amax(dim=-1)
 
     def make_criterion(self, reduce_count: CountReducer) -> DetectionCriterion:
         return DetectionCriterion(self.config, reduce_count)

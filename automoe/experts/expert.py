@@ -108,11 +108,10 @@ class ImageExpert(Expert):
         """Whether the last features of a driving token are how likely it is a traffic light of each of LIGHT_COLORS."""
         return False
 
-    @property
-    def tells_boxes(self) -> bool:
-        """Whether a driving token is a box, at the middle of its lower edge, whose first features are how likely it is
-        of each of `classes`."""
-        return False
+    def things(self, features: Tensor) -> Tensor | None:
+        """How likely each driving token [..., T, D] is something that stands on the road, where its place is: [..., T].
+        None of an expert that tells no such things."""
+        return None
 
     def predict_batch(self, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
         return self.predict(batch["image"], batch["transform"], batch["orig_size"])

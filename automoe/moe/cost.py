@@ -16,6 +16,9 @@ from automoe.moe.model import DrivingModel
 from automoe.moe.propagation import Propagation
 from automoe.moe.routers import Router
 
+FRAME = 0.1
+"""Seconds between two frames of a drive."""
+
 
 @dataclass(frozen=True)
 class FrameCost:
@@ -29,9 +32,9 @@ class FrameCost:
 def frame_costs(
     model: DrivingModel, moments: Sequence[Observation], routers: Mapping[str, Router]
 ) -> dict[str, FrameCost]:
-    """The cost of each router's frames over the same moments, taken as if they were one: who has looked at one of them
-    is heard on. All are timed in turn, moment after moment: what slows the machine down slows all of them."""
-    moments = [replace(seen, time=0.0) for seen in moments]
+    """The cost of each router's frames over the same moments, taken as if one followed the other in `FRAME` seconds.
+    All are timed in turn, moment after moment: what slows the machine down slows all of them."""
+    moments = [replace(seen, time=FRAME * number) for number, seen in enumerate(moments)]
     drivers = [Propagation(model, router) for router in routers.values()]
     with torch.no_grad():
         for driver in drivers:

@@ -74,7 +74,9 @@ class Gate(nn.Module):
     def __init__(self, config: GateConfig, dim: int, experts: int) -> None:
         super().__init__()
         if config.top_k > experts:
-            raise ConfigError(f"gate.top_k is {config.top_k}, and there are {experts} experts.")
+            raise ConfigError(
+                f"gate.top_k is {config.top_k}, and there are {experts} experts; give {experts} at most, or name more."
+            )
         self.config = config
         self.score = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, experts))
 

@@ -7,7 +7,7 @@ place on a flat road, so that "how far is it" and "is it on my path" need not be
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,11 @@ WAVES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 """Wavelengths, metres, in which a place is told."""
 
 PLACE_FEATURES = 4 * len(WAVES) + 2
+
+Motion = tuple[float, float, float]
+"""Where the ego's frame is in the one that it had before: metres forward and to the left, radians to the left."""
+
+STILL: Motion = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,9 @@ class Ground(nn.Module):
         reach = (self.height * level / fall.clamp(min=1e-6)).clamp(max=FARTHEST)
         return ray / level * reach
 
-    def after(self, spots: Tensor, motion: Sequence[float]) -> Tensor:
-        """Where the points of spots [..., 2] are in the picture once the car has moved: [..., 2]. motion: where its
-        frame is then, metres forward and to the left, and radians to the left. What is behind the camera by then stays
-        where it was."""
+    def after(self, spots: Tensor, motion: Motion) -> Tensor:
+        """Where the points of spots [..., 2] are in the picture once the car has moved: [..., 2]. What is behind the
+        camera by then stays where it was."""
         forward, left, turn = motion
         place = self.rays.new_tensor([*self.place, 0.0])
         cos, sin = math.cos(turn), math.sin(turn)
@@ -108,6 +112,21 @@ class Ground(nn.Module):
         found = moved @ self.spots.T
         depth = found[..., 2:]
         return torch.where(depth > LEAST_DEPTH, found[..., :2] / depth.clamp(min=LEAST_DEPTH), spots.float())
+
+
+def moved(motion: Motion, metres: float, turned: float) -> Motion:
+    """A motion and, behind it, so many metres of an arc over which the car has turned by so many radians to the
+    left."""
+    forward, left, turn = motion
+    heading = turn + 0.5 * turned
+    return forward + metres * math.cos(heading), left + metres * math.sin(heading), turn + turned
+
+
+def seen_after(points: np.ndarray, motion: Motion) -> np.ndarray:
+    """Points [N, 2] of the frame before, metres, in the frame after."""
+    forward, left, turn = motion
+    cos, sin = math.cos(turn), math.sin(turn)
+    return (points - [forward, left]) @ np.array([[cos, -sin], [sin, cos]])
 
 
 def place_features(places: Tensor) -> Tensor:

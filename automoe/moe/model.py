@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from automoe.config import from_dict
 from automoe.data.sequences import ObservationBatch, SequenceConfig
 from automoe.errors import ConfigError
-from automoe.experts.expert import ImageExpert
 from automoe.experts.pyramid import position_encoding
 from automoe.moe.context import Context, ContextConfig, ContextEncoder
 from automoe.moe.gate import Gate, GateConfig, Routing
@@ -24,7 +23,7 @@ from automoe.moe.lights import Votes
 from automoe.moe.planner import Plan, Planner, PlannerConfig
 from automoe.moe.routers import Router
 from automoe.moe.tokens import ExpertSpec, FrozenExpert, LiveTokens, TokenSource
-from automoe.taxonomy import ABOVE_THE_ROAD, LIGHT_COLORS
+from automoe.taxonomy import LIGHT_COLORS
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,6 @@ class Adapter(nn.Module):
         return self.features(torch.cat(told, dim=-1)) + self.speaker, places
 
 
-def _things(expert: ImageExpert) -> list[int]:
-    return [place for place, name in enumerate(expert.classes) if name not in ABOVE_THE_ROAD]
-
-
 class Heard(NamedTuple):
     """What a planner is given to listen to: tokens [B, S, D], their places [B, S, 2], which of them are padding, since
     their expert was chosen for other moments alone, bool [B, S], None where nothing is, and what they tell of lights,
@@ -117,8 +112,6 @@ class DrivingModel(nn.Module):
         self.adapters = nn.ModuleDict({name: self._adapter(expert, dim) for name, expert in built.items()})
         self.gate = Gate(config.gate, dim, len(self.names)) if self.names else None
         self.tells_lights = {name for name, expert in built.items() if expert.model.tells_lights}
-        self.things = {name: _things(expert.model) for name, expert in built.items() if expert.model.tells_boxes}
-        """Of the experts that tell boxes, the features that are how likely one is something on the road."""
         self.planner = Planner(config.planner, config.sequence, told_lights=bool(self.tells_lights))
 
     @property

@@ -18,35 +18,31 @@ from torch import Tensor
 from automoe.data.sequences import Observation, batch_observations
 from automoe.engine.loader import to_device
 from automoe.moe.gate import Gate, Routing
-from automoe.moe.ground import beside_path
+from automoe.moe.ground import STILL, Motion, beside_path, moved
 from automoe.moe.model import Adapter, DrivingModel
 from automoe.moe.planner import Plan
 from automoe.moe.routers import Router, learned
-from automoe.moe.tokens import LiveTokens, Tokens
+from automoe.moe.tokens import FrozenExpert, LiveTokens, Tokens
 
 LONGEST_WAIT = 1.0
 """Seconds that an expert is said to have waited at most, and that one has who has never looked; if a moment comes so
 long after the last one, nothing is known any more."""
 
 SURE = 0.5
-"""How likely a box must be a thing on the road to be in the way."""
+"""How likely a token must be a thing on the road to be in the way."""
 
 
 @dataclass
 class Sighting:
-    """What an expert saw `age` seconds ago; motion: where the ego is now in the frame that it had then, metres forward
-    and to the left, radians to the left."""
+    """What an expert saw `age` seconds ago, and how the ego has moved since."""
 
     tokens: Tokens
     age: float = 0.0
-    motion: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    motion: Motion = STILL
 
     def move(self, seconds: float, speed: float, yaw_rate: float) -> None:
         """The car goes on for so long, m/s and radians a second."""
-        forward, left, turn = self.motion
-        heading = turn + 0.5 * yaw_rate * seconds
-        far = speed * seconds
-        self.motion = (forward + far * math.cos(heading), left + far * math.sin(heading), turn + yaw_rate * seconds)
+        self.motion = moved(self.motion, speed * seconds, yaw_rate * seconds)
         self.age += seconds
 
 
@@ -90,7 +86,8 @@ class Propagation:
         names = self.model.names
         kept = [self._sightings.get(name) for name in names]
         since = [LONGEST_WAIT if one is None else min(one.age, LONGEST_WAIT) for one in kept]
-        routing = self.router(gate, context, context.new_tensor([since]))
+        # Who would not be heard on is not missed when others look.
+        routing = self.router(gate, context, context.new_tensor([since]) if self.hold_seconds > 0.0 else None)
         chosen = routing.chosen[0].tolist()
         self.ran = tuple(name for name, looks in zip(names, chosen) if looks)
         held = [one is not None and one.age < self.hold_seconds for one in kept]
@@ -110,15 +107,15 @@ class Propagation:
 
     def in_the_way(self, path: Tensor) -> Tensor | None:
         """What stands on the road as those tell it who were heard at the last moment, seen from a path [M, 2]: metres
-        along it and to its left, [N, 2]. None where nobody was heard who tells boxes."""
+        along it and to its left, [N, 2]. None where nobody was heard who tells such things."""
         found = []
-        for name in self.model.things:
-            tokens = self.heard.get(name)
-            if tokens is None:
-                continue
-            sure = tokens.features[0, :, self.model.things[name]].amax(dim=-1) > SURE
-            places = self._adapter(name).ground(tokens.positions[0, sure])
-            found.append(beside_path(path[None].float(), places[None])[0])
+        for name, tokens in self.heard.items():
+            expert = self.model.experts[name]
+            assert isinstance(expert, FrozenExpert)
+            likely = expert.model.things(tokens.features[0])
+            if likely is not None:
+                places = self._adapter(name).ground(tokens.positions[0, likely > SURE])
+                found.append(beside_path(path[None].float(), places[None])[0])
         return torch.cat(found) if found else None
 
     def _adapter(self, expert: str) -> Adapter:

@@ -39,10 +39,13 @@ def given(chosen: Tensor) -> Router:
 
 
 def fixed(names: Sequence[str], experts: Sequence[str]) -> Router:
-    """Always the experts of those names. Raises ConfigError for one that isn't there."""
+    """Always the experts of those names, nobody for none. Raises ConfigError for one that isn't there."""
     unknown = [name for name in names if name not in experts]
     if unknown:
-        raise ConfigError(f"there is no expert {unknown[0]!r}; there are {', '.join(experts) or 'none'}.")
+        raise ConfigError(
+            f"there is no expert {unknown[0]!r}; there are {', '.join(experts) or 'none'}, to be joined by +. Or say "
+            "gate[:K], random[:K], uniform or nobody."
+        )
     always = torch.tensor([name in names for name in experts])
     return lambda gate, context, waited=None: gate(context, always.to(context.device).expand(len(context), -1))
 
@@ -65,9 +68,9 @@ HOLD = ",hold="
 
 
 def named(said: str, experts: Sequence[str], seed: int = 0) -> tuple[Router, float | None]:
-    """A router by what a person says: `gate`, `gate:1` (its best one), `uniform`, `random:2`, or the names of experts
-    joined by `+`; and for how many seconds experts are heard on that don't look, `gate:2,hold=0`, None if that isn't
-    said. Raises ConfigError for anything else, and where there are no experts to choose from."""
+    """A router by what a person says: `gate`, `gate:1` (its best one), `uniform`, `random:2`, `nobody`, or the names of
+    experts joined by `+`; and for how many seconds experts are heard on that don't look, `gate:2,hold=0`, None if that
+    isn't said. Raises ConfigError for anything else, and where there are no experts to choose from."""
     if not experts:
         raise ConfigError(f"{said!r} chooses experts, and the checkpoint is of a policy without any.")
     choice, holds, number = said.partition(HOLD)
@@ -89,7 +92,7 @@ def _chooser(said: str, experts: Sequence[str], seed: int) -> Router:
         if count is not None and not 1 <= count <= len(experts):
             raise ConfigError(f"{said!r} asks for {count} of {len(experts)} experts.")
         return learned(count) if kind == "gate" else drawn(count or 1, seed)
-    return fixed(said.split("+"), experts)
+    return fixed([] if said == "nobody" else said.split("+"), experts)
 
 
 def drawn(top_k: int, seed: int) -> Router:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from automoe.engine import checkpoint
 from automoe.engine.manifest import read_manifest
 from automoe.engine.runlog import duration, read_metrics
-from automoe.errors import CheckpointError, DataError
+from automoe.errors import CheckpointError
 
 Curve = list[tuple[float, float]]
 
@@ -76,10 +75,7 @@ def load_run(output_root: Path, task: str, component: str, run_name: str, key: s
     payload = {key: value for key, value in checkpoint.load(run_dir / "best.pth").items() if key != "model"}
     if payload.get(key) != task or "metrics" not in payload:
         raise CheckpointError(f"{run_dir / 'best.pth'} is not the checkpoint of a {task} run.")
-    try:
-        manifest = read_manifest(run_dir)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{run_dir / 'manifest.json'} is damaged ({error}); delete it to go on without.") from error
+    manifest = read_manifest(run_dir)
     evaluations = read_metrics(run_dir)
     loss = tensorboard_curve(output_root / "models" / "runs" / component / run_name, TRAIN_LOSS)
     means = [(line["step"], line["losses"].get("loss")) for line in evaluations if "losses" in line]

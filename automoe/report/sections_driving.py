@@ -41,7 +41,8 @@ SIMULATORS = {EMBEDDED: "AutoMoE's embedded world", CARLA: "a CARLA server"}
 
 @dataclass(frozen=True)
 class Driver:
-    """A driver's line of summary.json, as `drive.evaluation.summarise_driver` has it; seeds: its scores by seed."""
+    """A driver's line of summary.json, as `drive.evaluation.summarise_driver` has it; seeds: its scores by seed;
+    behind: by how much its score is below the first driver's in the same drives, and the half width of that."""
 
     name: str
     score: float
@@ -50,12 +51,15 @@ class Driver:
     completion: float
     success: float
     per_km: Mapping[str, float]
+    kilometres: float
     jerk: float
     frame_ms: float
     frames: int
     over_budget: int
     trouble: Mapping[str, int]
+    broken_off: Mapping[str, int]
     use: Mapping[str, float]
+    behind: tuple[float, float] | None = None
 
     @classmethod
     def from_json(cls, name: str, said: Mapping[str, Any]) -> Driver:
@@ -64,13 +68,17 @@ class Driver:
         def numbers(key: str) -> dict[str, float]:
             return {str(part): float(value) for part, value in said[key].items()}
 
-        trouble = {why: int(count) for why, count in numbers("trouble").items()}
+        trouble, broken = (
+            {why: int(count) for why, count in numbers(key).items()} for key in ("trouble", "broken_off")
+        )
+        lost = said.get("behind_first")
         per_km = {kind: 0.0 for kind in LABELS} | numbers("per_km")
         return cls(
-            name, float(said["driving_score"]), float(said["half_width"]), numbers("per_seed"),
-            float(said["route_completion"]), float(said["success_rate"]), per_km, float(said["jerk"]),
-            math.nan if said["frame_ms"] is None else float(said["frame_ms"]), int(said["frames"]),
-            int(said["over_budget"]), trouble, numbers("use"),
+            name, float(said["driving_score"]), _or(said["half_width"], math.inf), numbers("per_seed"),
+            float(said["route_completion"]), float(said["success_rate"]), per_km, float(said["kilometres"]),
+            float(said["jerk"]), _or(said["frame_ms"], math.nan), int(said["frames"]), int(said["over_budget"]),
+            trouble, broken, numbers("use"),
+            None if lost is None else (float(lost["mean"]), _or(lost["half_width"], math.inf)),
         )  # fmt: skip
 
     @property
@@ -81,13 +89,26 @@ class Driver:
     @property
     def scored(self) -> str:
         """The driving score, with the half width of its interval if it has one."""
-        return f"{self.score:.1f}" + (f" ± {self.half:.1f}" if math.isfinite(self.half) else "")
+        return _with_half(self.score, self.half)
+
+    @property
+    def outside(self) -> float:
+        """Per cent of its way that lay outside its lanes."""
+        return 100.0 * self.per_km[OUTSIDE] / max(self.kilometres, 0.001)
 
     @property
     def other(self) -> float:
         """Infractions a kilometre that are neither collisions nor red lights and have a place, not a length."""
         apart = {*COLLISIONS, RED_LIGHT, OUTSIDE, *FREE}
         return sum(value for kind, value in self.per_km.items() if kind not in apart)
+
+
+def _or(said: Any, absent: float) -> float:
+    return absent if said is None else float(said)
+
+
+def _with_half(mean: float, half: float) -> str:
+    return f"{mean:.1f}" + (f" ± {half:.1f}" if math.isfinite(half) else "")
 
 
 def driving_part(folder: Path, page: Path, command: str, named: bool) -> Part:
@@ -166,21 +187,26 @@ def clearly_best(drivers: Sequence[Driver]) -> str | None:
 
 def _table(drivers: Sequence[Driver]) -> Table:
     columns = [
-        "driving score", "each seed", "route done, %", "success, %",
-        *(f"{name} hit / km" for name in COLLISIONS.values()), "red lights / km", "others / km", "jerk, m/s³",
-        "ms a frame", f"frames over {1000 * BUDGET:.0f} ms", "trouble",
+        "driving score", "each seed", f"below {drivers[0].title}", "route done, %", "success, %",
+        *(f"{name} hit / km" for name in COLLISIONS.values()), "red lights / km", "others / km", "outside, %",
+        "jerk, m/s³", "ms a frame", f"frames over {1000 * BUDGET:.0f} ms", "trouble",
     ]  # fmt: skip
     best = clearly_best(drivers)
     rows = []
     for one in drivers:
-        trouble = ", ".join(f"{why}: {count}" for why, count in one.trouble.items())
+        trouble = ", ".join(
+            [f"{why}: {count}" for why, count in one.trouble.items()]
+            + [f"drives lost, {why.lower()}: {count}" for why, count in one.broken_off.items()]
+        )
         cells = [
             one.scored,
             " · ".join(f"{score:.1f}" for score in one.seeds.values()),
+            NONE if one.behind is None else _with_half(*one.behind),
             f"{one.completion:.1f}",
             f"{100 * one.success:.0f}",
             *(f"{one.per_km[kind]:.2f}" for kind in (*COLLISIONS, RED_LIGHT)),
             f"{one.other:.2f}",
+            f"{one.outside:.1f}",
             f"{one.jerk:.2f}",
             _finite(one.frame_ms, 1),
             f"{one.over_budget:,} of {one.frames:,}",
@@ -189,9 +215,12 @@ def _table(drivers: Sequence[Driver]) -> Table:
         rows.append(Row(one.title, cells, strong=(0,) if one.name == best else ()))
     about = (
         "Driving score: route completion times the penalty of all infractions, 0 to 100; ± is the half width of the "
-        "95 % interval of its mean over the seeds. A score is bold where its whole interval lies above all others'. "
-        "Success: completed without an infraction. Others: stop signs, deviations, blocked, timeouts. Milliseconds "
-        "are the agent's, the median; trouble counts frames in which the car was brought to a stop."
+        "95 % interval of its mean over the seeds, on these routes. A score is bold where its whole interval "
+        f"lies above all others'. Below {drivers[0].title}: by how much the score is lower in the same drives, the "
+        "mean over them; ± is the half width of its 95 % interval. Success: completed without an infraction. Others: "
+        "stop signs, deviations, blocked, timeouts. Outside: the share of the way outside its lanes. Milliseconds are "
+        "the agent's, the median; trouble counts frames in which the car was brought to a stop, and drives that broke "
+        "off, which count as nothing."
     )
     return Table("Drivers", columns, rows, about)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -268,7 +269,7 @@ def _costs(model: DrivingModel, dataset: CarlaSequences, routers: Mapping[str, R
 def arm_table(said: Mapping[str, Any]) -> str:
     """The arms as text, the best planning error first."""
     lines = []
-    for name, errors in sorted(said["errors"].items(), key=lambda item: item[1][METRIC] or 0.0):
+    for name, errors in sorted(said["errors"].items(), key=lambda item: _last_without(item[1][METRIC])):
         mark = {said["best single"]: " (best single)", said["best fixed pair"]: " (best fixed pair)"}.get(name, "")
         loss = f"loss {said['loss'][name]:.3f}" if name in said["loss"] else f"{'-':>10}"
         cost = said["cost"].get(name)
@@ -276,6 +277,10 @@ def arm_table(said: Mapping[str, Any]) -> str:
         lines.append(f"{name + mark:<48} {loss}  {words}  {planning_words(errors)}")
     lines.append(f"{'oracle pair':<48} loss {said['oracle pair loss']:.3f}")
     return "\n".join(lines)
+
+
+def _last_without(error: float | None) -> float:
+    return math.inf if error is None else error
 
 
 def usage_table(said: Mapping[str, Any]) -> str:

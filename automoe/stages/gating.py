@@ -55,7 +55,8 @@ class GatingFlags(TrainFlags):
     data_root: Path | None = None
     """CARLA runs, or what `automoe prepare carla` made of them; the config's, or datasets/carla/preprocessed."""
     checkpoint_dir: Path | None = None
-    """The run's folder, which receives best.pth; models/checkpoints/gating_network/<run_name> if not given."""
+    """The run's folder, which receives best.pth, and the name of its logs if --run_name isn't given;
+    models/checkpoints/gating_network/<run_name> if not given."""
     expert_checkpoints: Annotated[list[Path] | None, cyclopts.Parameter(consume_multiple=True)] = None
     """The experts' best.pth, in the order in which the config names them; the config's own if not given."""
     world_size: int | None = None
@@ -115,8 +116,9 @@ def train_gating(flags: Annotated[GatingFlags, cyclopts.Parameter(name="*")] = G
     many. Leaves models/checkpoints/gating_network/<run_name>/best.pth, which drives with nothing else at hand.
     """
     output_root = flags.output_root or project_root()
-    run_name = flags.run_name or default_run_name(flags)
-    run_dir = flags.checkpoint_dir or output_root / "models" / "checkpoints" / COMPONENT / run_name
+    folder = flags.checkpoint_dir
+    run_name = flags.run_name or (folder.resolve().name if folder is not None else default_run_name(flags))
+    run_dir = folder or output_root / "models" / "checkpoints" / COMPONENT / run_name
     config = load_gating_config(flags)
     root = flags.data_root or (Path(config.data_root) if config.data_root else project_root() / DEFAULT_ROOT)
     asked = what_is_asked(GatingConfig, COMPONENT, root, flags)

@@ -48,7 +48,8 @@ def train_policy(flags: Annotated[PolicyFlags, cyclopts.Parameter(name="*")] = P
     if flags.blind and flags.gating_checkpoint is not None:
         raise ConfigError("--blind and --gating_checkpoint exclude each other: the gate has a picture to look at.")
     output_root = flags.output_root or project_root()
-    run_name = flags.run_name or default_run_name(flags)
+    kind = "_gated" if flags.gating_checkpoint is not None else "_blind" if flags.blind else ""
+    run_name = flags.run_name or default_run_name(flags) + kind
     run_dir = output_root / "models" / "checkpoints" / COMPONENT / run_name
     root = flags.data_root or project_root() / DEFAULT_ROOT
     asked = what_is_asked(PlanningConfig, COMPONENT, root, flags)

@@ -25,6 +25,9 @@ TOLD_BEFORE = 25.0
 TARGET_METRES = 50.0
 """At most so far lie two target points apart (as in the CARLA leaderboard's sparse plan)."""
 
+END_METRES = 3.0
+"""Of a route's line, whose direction is the one in which it would go on."""
+
 ON_LANE = 3.0
 """Metres from a lane's centre within which a waypoint may be meant to lie on it."""
 
@@ -84,10 +87,16 @@ class RouteGuide:
         return rows
 
     def next_targets(self, station: float, count: int = 2) -> np.ndarray:
-        """The next points of the sparse plan, [count, 2]; the last one again where there are no more."""
-        ahead = [row for row in self._target_rows if self.along[row] > station + 4.0] or self._target_rows[-1:]
-        rows = (ahead + [ahead[-1]] * count)[:count]
-        return self.line[rows]
+        """The next points of the sparse plan, [count, 2]. Behind the last one they go straight on, one after every
+        `TARGET_METRES`: recordings break off in the middle of their ways, so who has learnt from them has never seen a
+        way end, and would stand there."""
+        rows = self._target_rows
+        tail, _ = polyline.sample(self.line, max(self.length - END_METRES, 0.0), self.along)
+        heading = (self.line[-1] - tail) / max(float(np.hypot(*(self.line[-1] - tail))), 1e-6)
+        onward = TARGET_METRES * np.arange(1, count + 1)
+        stations = np.concatenate([self.along[rows], self.length + onward])
+        points = np.concatenate([self.line[rows], self.line[-1] + onward[:, None] * heading])
+        return points[stations > station + 4.0][:count]
 
     def advance(self, point: np.ndarray, station: float) -> float:
         """The station of who is at a point [2] and was at `station` before: it never falls, and never jumps farther

@@ -52,7 +52,7 @@ def test_every_stage_is_run_once_and_what_it_left_is_put_together(
     def pretended(name: str, commands: list[str], settings: dict[str, str]) -> float:
         lines.extend(commands)
         if name == "open_loop":
-            said = {"experts": ["a", "b", "c"], "best single": "b", "best fixed pair": "a+c"}
+            said = {"experts": ["a", "b", "c"], "top_k": 2, "best single": "b", "best fixed pair": "a+c"}
             (tmp_path / "gate_report.json").write_text(json.dumps(said))
         elif name in ("drive", "arms"):
             path = tmp_path / "drives" / ("all_routes.json" if name == "drive" else "summary.json")

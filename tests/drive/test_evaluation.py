@@ -19,10 +19,22 @@ from automoe.drive.agent import ModelAgent
 from automoe.drive.closed_loop import Timing, drive_route
 from automoe.drive.command import drive_command, drivers_of
 from automoe.drive.embedded import EmbeddedSimulator, rig_camera, staged
-from automoe.drive.evaluation import BUDGET, TEACHER, DriverSpec, drive_all, drive_once, summarise_driver, table
+from automoe.drive.evaluation import (
+    BUDGET,
+    CONSTANT,
+    TEACHER,
+    DriveResult,
+    DriverSpec,
+    behind,
+    drive_all,
+    drive_once,
+    summarise_driver,
+    table,
+)
+from automoe.drive.leaderboard import RouteRecord
 from automoe.drive.routes import generated_routes
 from automoe.engine import checkpoint
-from automoe.errors import CheckpointError, ConfigError
+from automoe.errors import CheckpointError, ConfigError, WriteError
 from automoe.metrics.intervals import T_975, t_interval
 from automoe.moe.checkpoint import TrainedDriver, load_driving_model
 from automoe.moe.planner import Plan
@@ -148,10 +160,73 @@ def test_drives_are_kept_until_something_changes(saved: Path, tmp_path: Path, mo
 def test_a_router_that_cannot_be_is_refused_before_anything_is_driven(saved: Path) -> None:
     (all_of_them,) = drivers_of(None, None, [f"all={saved}@gate:2"])
     assert (all_of_them.checkpoint, all_of_them.router) == (str(saved), "gate:2")
-    with pytest.raises(ConfigError, match="there is no expert 'nobody'"):
-        drivers_of(None, None, [f"one={saved}@nobody"])
+    with pytest.raises(ConfigError, match="there is no expert 'anybody'"):
+        drivers_of(None, None, [f"one={saved}@anybody"])
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         drivers_of(None, None, ["one=a@b.pth"])
+    with pytest.raises(ConfigError, match="--router gate:1 is of --checkpoint"):
+        drivers_of(None, "gate:1", [f"one={saved}"])
+
+
+def test_a_checkpoint_that_does_not_drive_is_refused_before_anything_is_driven(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "best.pth", {"expert": "detection", "model": {}})
+    with pytest.raises(CheckpointError, match="is no checkpoint that drives"):
+        drivers_of(None, None, ["teacher", f"blind={tmp_path / 'best.pth'}"])
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "drives", "videos", "a b"])
+def test_a_driver_s_name_is_one_of_a_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match="can't be named"):
+        drivers_of(None, None, [f"{name}=best.pth"])
+
+
+def test_a_folder_that_takes_no_files_is_said_before_anything_is_driven(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match="was not written"):
+        drive_command(None, tmp_path / "file" / "out", number=1, length=60.0, seeds=1, beside=["teacher"])
+
+
+def test_a_world_that_broke_off_counts_as_nothing_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(self: Any) -> Any:
+        raise RuntimeError("no more of it")
+
+    def drive() -> dict[str, Any]:
+        return drive_command(None, tmp_path, number=1, length=60.0, seeds=1, beside=["teacher"], workers=1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EmbeddedSimulator, "observe", broken)
+        said = drive()["drivers"]["teacher"]
+    assert (said["driving_score"], said["broken_off"]) == (0.0, {"Simulation crashed": 1})
+    assert "teacher: Simulation crashed in 1 of 1 drives" in capsys.readouterr().out
+    assert said["half_width"] is None, "no JSON knows infinity"
+    said = drive()["drivers"]["teacher"]
+    assert (said["driving_score"], said["broken_off"]) == (100.0, {})
+
+
+def test_drives_of_other_code_are_said_to_be_driven_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = generated_routes(1, 60.0, [TOWN])
+    drive_all([DriverSpec(CONSTANT)], tasks, [0], tmp_path, workers=1)
+    assert "anew" not in capsys.readouterr().out
+    monkeypatch.setattr(evaluation, "code_digest", lambda: "another program")
+    drive_all([DriverSpec(CONSTANT)], tasks, [0], tmp_path, workers=1)
+    assert "1 drives under" in capsys.readouterr().out
+
+
+def test_differences_are_those_of_the_same_drives() -> None:
+    def result(driver: str, route: int, seed: int, completion: float) -> DriveResult:
+        record = RouteRecord("r", completion, {}, 100.0, 10.0)
+        return DriveResult(driver, route, seed, record.to_json(0), 1, 0.1, 0.1, 0, {}, {}, 0.0, "")
+
+    first = [result("a", route, 0, score) for route, score in enumerate((90.0, 50.0, 70.0))]
+    other = [result("b", route, 0, score) for route, score in ((2, 60.0), (0, 80.0), (1, 34.0))]
+    said = behind(first, other)
+    assert said["mean"] == pytest.approx(12.0)
+    assert said["half_width"] == pytest.approx(4.303 * math.sqrt(12.0 / 3), rel=1e-3)
+    assert behind(first[:1], other[1:2])["half_width"] is None
 
 
 def test_what_is_written_is_what_was_driven(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -160,7 +161,12 @@ def test_our_own_file_reads_back(tmp_path: Path) -> None:
         (lambda one: one["scores"].update(score_composed=99.0), "route r0 has a driving score of 99, not 70"),
         (lambda one: one["infractions"].update(flying=["Agent flew"]), "route r0 tells of flying in unknown words"),
         (lambda one: one["infractions"].update({OUTSIDE: ["far"]}), f"route r0 tells of {OUTSIDE} in unknown words"),
-        (lambda one: one.pop("meta"), "route r0 is not one of the leaderboard's: KeyError..meta"),
+        (lambda one: one.pop("meta"), "route r0 is not one of the leaderboard's .KeyError..meta...; give"),
+        (
+            lambda one: one["scores"].update(score_route=math.nan),
+            "route r0 is not one of the leaderboard's .*no number",
+        ),
+        (lambda one: one["scores"].update(score_route=170.0), "route r0 is not one of .*a completion of 170 per cent"),
     ],
 )
 def test_a_record_by_other_rules_is_refused(change: Callable[[dict], object], message: str, tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_a_missing_picture_brings_the_car_to_a_controlled_stop(agent, capsys) ->
         car.move(control)
     assert car.speed == 0.0
     agent.destroy()
-    assert "dead camera in 45 of 100 ticks" in capsys.readouterr().out
+    assert "dead camera at 45 of 50 looks" in capsys.readouterr().out
 
 
 def test_what_says_nothing_is_as_it_was(agent) -> None:

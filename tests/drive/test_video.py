@@ -238,18 +238,29 @@ def test_who_is_filmed_drives_as_ever(stage, obstacles, drive, driver, tmp_path)
 
 def test_experts_that_ran_are_asked_and_those_that_are_heard_on_are_remembered(drive, driver) -> None:
     simulator = EmbeddedSimulator(drive, "r", rig_camera(RIG))
-    painter = video.Painter(simulator, ModelAgent(driver), "policy", "r")
-    picture = simulator.observe().image
+    agent = ModelAgent(driver)
+    painter = video.Painter(simulator, agent, "policy", "r")
+    observation = simulator.observe()
+    picture = observation.image
     weights = {"detection": 0.0, "drivable": 0.6, "segmentation": 0.0, "nuscenes_2d": 0.4}
-    seen = painter.look(picture, {"weights": weights, "ran": ("drivable", "nuscenes_2d")})
+
+    def look(*ran: str, picture: np.ndarray = picture, **other: float) -> list[video.Seen]:
+        agent._shown = {"weights": {**weights, **other}, "ran": ran}
+        painter.note(replace(observation, image=picture))
+        return painter.look(agent.shown())
+
+    seen = look("drivable", "nuscenes_2d")
     assert [one.name for one in seen] == ["drivable", "nuscenes_2d"]
-    held = painter.look(255 - picture, {"weights": weights, "ran": ("drivable",)})
+    held = look("drivable", picture=255 - picture)
     assert held[0] is not seen[0]
     assert held[1] is seen[1]
-    silent = painter.look(picture, {"weights": {**weights, "nuscenes_2d": 0.0}, "ran": ("drivable",)})
-    assert [one.name for one in silent] == ["drivable"]
+    assert [one.name for one in look("drivable", nuscenes_2d=0.0)] == ["drivable"]
     assert seen[0].said["mask"].shape == picture.shape[:2]
-    assert painter.look(picture, {}) == []
+    # Who looks at a moment that isn't filmed is drawn at the next one that is.
+    agent._shown = {"weights": weights, "ran": ("nuscenes_2d",)}
+    painter.note(observation)
+    assert look("drivable")[1] is not held[1]
+    assert painter.look({}) == []
     plain = video.draw_sight(picture, rig_camera(RIG), [])
     direct = video.Seen("road", "drivable", {"mask": np.zeros((300, 400), np.uint8)})
     tinted = video.draw_sight(picture, rig_camera(RIG), [direct])

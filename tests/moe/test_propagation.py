@@ -61,13 +61,33 @@ def test_who_has_not_looked_for_long_is_heard_no_more() -> None:
 
 
 def test_without_holding_only_those_who_look_are_heard() -> None:
-    driver = model(*ALL, top_k=2, hold_seconds=0.0).eval()
-    one = Propagation(driver)
+    driver = model(*ALL, top_k=2, hold_seconds=0.0, revisit=50.0).eval()
+    one, looked = Propagation(driver), []
     for frame in range(4):
-        _, heard, _ = planned(one, moment(0.1 * frame, seed=frame))
+        _, heard, _ = planned(one, moment(0.1 * frame))
         assert set(heard) == set(one.ran)
         assert len(heard) == 2
+        looked.append(one.ran)
+    # Nor is anybody missed who has not looked: the gate's best two look again and again.
+    assert looked[1:] == looked[:1] * 3
     assert Propagation(driver, hold_seconds=0.3).hold_seconds == 0.3
+
+
+def test_who_fills_the_picture_is_in_the_way_as_the_classes_of_its_pieces_tell() -> None:
+    driver = model(*ALL, top_k=2).eval()
+    one, straight = Propagation(driver), torch.stack([torch.arange(1.0, 21.0), torch.zeros(20)], dim=1)
+    expert = driver.experts["segmentation"]
+    classes = list(expert.model.classes)  # type: ignore[union-attr]
+    shares = torch.zeros(1, 3, len(classes), 4)
+    for piece, told in enumerate([{"car": 0.3, "bus": 0.4, "road": 0.3}, {"road": 0.7, "car": 0.3}, {"building": 1.0}]):
+        for name, share in told.items():
+            shares[0, piece, classes.index(name)] = share
+    spots = torch.tensor([[[0.5, 0.7], [0.5, 0.8], [0.5, 0.9]]])
+    one.heard = {"segmentation": Tokens(shares.flatten(2), spots)}
+    things = one.in_the_way(straight)
+    assert things is not None
+    assert len(things) == 1
+    assert abs(float(things[0, 1])) < 0.01
 
 
 def test_what_is_in_the_way_is_what_the_experts_are_sure_of_that_tell_boxes() -> None:

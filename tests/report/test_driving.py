@@ -19,7 +19,7 @@ import pytest
 from driving_models import model
 
 from automoe import cli
-from automoe.drive.evaluation import DriveResult, summarise_driver, write_results
+from automoe.drive.evaluation import DriveResult, behind, summarise_driver, write_results
 from automoe.drive.leaderboard import RouteRecord
 from automoe.drive.video import video_file
 from automoe.engine import checkpoint
@@ -37,7 +37,7 @@ COMPLETION = {"policy": {0: 90.0, 1: 80.0}, "teacher": {0: 100.0, 1: 100.0}}
 
 def write_drives(folder: Path, seeds: Sequence[int] = (0, 1), simulator: str = "embedded") -> dict[str, Any]:
     """Two drivers on two routes of 250 m, as `automoe drive` leaves them. Returns the content of summary.json."""
-    summaries = {}
+    summaries, first = {}, []
     for name, completion in COMPLETION.items():
         results = []
         for seed in seeds:
@@ -52,7 +52,9 @@ def write_drives(folder: Path, seeds: Sequence[int] = (0, 1), simulator: str = "
                     )
                 )
         told = {"checkpoint": "gate/best.pth"} if name == "policy" else {}
-        summaries[name] = {**told, **summarise_driver(results, 2, seeds)}
+        first = first or results
+        lost = {} if results is first else {"behind_first": behind(first, results)}
+        summaries[name] = {**told, **summarise_driver(results, 2, seeds), **lost}
         write_results(results, 2 * len(seeds), folder / name / "results.json")
     said = {
         "routes": {"from": "generated", "count": 2, "length": 251.4, "towns": ["carla-val-01", "carla-val-02"]},
@@ -156,11 +158,13 @@ def test_every_driver_has_its_row_with_intervals_and_what_ran(tmp_path: Path) ->
     driven = 2 * 0.25 * (0.9 + 0.8)
     assert "<dt>checkpoint of policy</dt><dd>gate/best.pth</dd>" in part
     assert rows(part)["policy"] == [
-        f"68.0 ± {half:.1f}", "72.0 · 64.0", "85.0", "0", "0.00", f"{2 / driven:.2f}", "0.00", "0.00", "0.00", "3.00",
-        "31.2", "16 of 2,400", "dead camera: 3",
+        f"68.0 ± {half:.1f}", "72.0 · 64.0", "–", "85.0", "0", "0.00", f"{2 / driven:.2f}", "0.00", "0.00", "0.00",
+        "0.0", "3.00", "31.2", "16 of 2,400", "dead camera: 3",
     ]  # fmt: skip
     assert policy["half_width"] == pytest.approx(half, abs=0.01)
-    assert rows(part)["teacher"][:2] == ["100.0 ± 0.0", "100.0 · 100.0"]
+    lost = np.array([100 - 0.6 * 90, 100 - 90, 100 - 0.6 * 80, 100 - 80])
+    paired = f"{-lost.mean():.1f} ± {3.182 * lost.std(ddof=1) / 2:.1f}"
+    assert rows(part)["teacher"][:3] == ["100.0 ± 0.0", "100.0 · 100.0", paired]
     for fact in ("2, drawn, 251 m long on average, in carla-val-01, carla-val-02", "2 (0, 1): 4 drives a driver",
                  "CARLA leaderboard 2.0", "0123456789ab with uncommitted changes"):  # fmt: skip
         assert fact in part
@@ -197,7 +201,17 @@ def test_one_seed_has_no_interval_and_no_winner(tmp_path: Path) -> None:
 
 
 def scored(name: str, score: float, half: float) -> Driver:
-    return Driver(name, score, half, {}, 0.0, 0.0, {}, 0.0, 0.0, 1, 0, {}, {})
+    return Driver(name, score, half, {}, 0.0, 0.0, {}, 0.0, 0.0, 0.0, 1, 0, {}, {}, {})
+
+
+def test_drives_that_broke_off_and_ways_outside_the_lanes_are_in_the_table(tmp_path: Path) -> None:
+    said = write_drives(tmp_path / "drives")
+    said["drivers"]["policy"] |= {"broken_off": {"Simulation crashed": 2}, "kilometres": 0.8}
+    said["drivers"]["policy"]["per_km"]["outside_route_lanes"] = 0.1
+    (tmp_path / "drives" / "summary.json").write_text(json.dumps(said))
+    row = rows(section(report(tmp_path, drives=tmp_path / "drives"), "driving"))["policy"]
+    assert row[10] == "12.5"
+    assert row[-1] == "dead camera: 3, drives lost, simulation crashed: 2"
 
 
 def test_only_who_lies_above_all_others_is_the_best() -> None:

@@ -38,8 +38,12 @@ def test_routes_are_as_long_as_asked_for_and_never_twice_on_a_lane(small_town, s
     assert np.hypot(*np.diff(route.line, axis=0).T).max() < 2.5
     assert small_town.lanes[route.lanes[-1]].junction is None
     np.testing.assert_allclose(route.targets[-1], route.line[-1])
-    ahead = route.next_targets(route.length, 2)
-    np.testing.assert_allclose(ahead, [route.line[-1]] * 2)
+    own, onward = route.next_targets(route.length - 5.0, 2)
+    np.testing.assert_allclose(own, route.line[-1])
+    np.testing.assert_allclose(route.next_targets(route.length, 2)[0], onward)
+    way, end = onward - own, route.line[-1] - route.line[-3]
+    assert np.hypot(*way) == pytest.approx(50.0)
+    assert way @ end == pytest.approx(50.0 * np.hypot(*end), rel=1e-3)  # straight on
 
 
 def test_a_route_tells_of_a_turn_before_it_comes(small_town) -> None:

@@ -33,6 +33,7 @@ def main(words: list[str]) -> None:
     path, rest = Path(words[0]), words[1:]
     split = rest.index("--experts") if "--experts" in rest else len(rest)
     config = read_json(path)
+    from_dict(GatingConfig, config, str(path))  # of the right shape, to be changed
     for word in rest[:split]:
         key, given, value = word.partition("=")
         if given and not value:
