@@ -78,7 +78,7 @@ def test_every_stage_is_run_once_and_what_it_left_is_put_together(
     assert sum("world export carla" in line for line in lines) == 1
     assert len(lines) > count
     assert "best_single=" in lines[-1]
-    assert lines[-1].endswith("best.pth@random:2")
+    assert lines[-1].endswith("best.pth@gate:2,hold=0")
     assert "best.pth@a+c" in lines[-1]
     assert "all_four=" in lines[-1]
     assert "@gate:3" in lines[-1]
