@@ -25,6 +25,13 @@ def rotation_z(angle: float) -> np.ndarray:
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
+def upright(x: float, y: float, z: float, yaw: float) -> np.ndarray:
+    """The pose [4, 4] of what stands upright somewhere, its x axis at `yaw` radians to that of the frame it is in."""
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = rotation_z(yaw), (x, y, z)
+    return pose
+
+
 def rotation_y(angle: float) -> np.ndarray:
     """The matrix that tips +x downwards by `angle` radians (about the y axis)."""
     c, s = np.cos(angle), np.sin(angle)

@@ -29,7 +29,7 @@ from automoe.drive.routes import generated_routes
 from automoe.engine.manifest import git_state, versions
 from automoe.files import write_text
 from automoe.machine import available_cores
-from automoe.poses import into_frame
+from automoe.poses import into_frame, upright
 from automoe.world import polyline
 from automoe.world.vehicle import Control
 
@@ -53,9 +53,8 @@ class PerfectPlan:
 
     def act(self, observation: Observation) -> Control:
         drive = self.simulator.drive
-        pose, car = np.eye(4), drive.car
-        cos, sin = np.cos(car.yaw), np.sin(car.yaw)
-        pose[:2, :2], pose[:2, 3] = [[cos, -sin], [sin, cos]], car.middle
+        car = drive.car
+        pose = upright(*car.middle, 0.0, car.yaw)
         line, along = drive.route.line, drive.route.along
         points, _ = polyline.sample(line, drive.station + np.arange(1.0, 21.0), along)
         here, heading = polyline.sample(line, drive.station, along)

@@ -35,8 +35,8 @@ from automoe.drive.carla_rules import STOP_METRES, CarlaReferee, Facts, LaneFact
 from automoe.drive.leaderboard import RouteRecord
 from automoe.drive.referee import tail_of
 from automoe.drive.routes import RouteFile, RouteTask, number_of
-from automoe.drive.simulator import observation_of
-from automoe.errors import CheckpointError, CollectError
+from automoe.drive.simulator import camera_in, observation_of
+from automoe.errors import CollectError
 from automoe.world import polyline
 from automoe.world.vehicle import Control
 
@@ -99,14 +99,9 @@ def rig_sensor(rig: Mapping[str, Any], name: str = run.LABELLED) -> dict[str, An
     """A camera of a checkpoint's rig as the leaderboard specifies sensors: type, id, x, y, z (metres), pitch, yaw, roll
     (degrees) in CARLA's axes from the car's origin, width, height (pixels) and fov (degrees).
 
-    Raises CheckpointError where the rig doesn't tell it.
+    Raises CheckpointError as `camera_in` does.
     """
-    said = rig.get("cameras", {}).get(name)
-    if said is None:
-        raise CheckpointError(
-            f"the checkpoint's rig has no {name} camera (it has {', '.join(rig.get('cameras', {})) or 'none'}); train "
-            "it on a prepared set that has one"
-        )
+    said = camera_in(rig, name)
     height, width = said["size"]
     location, rotation = frame.say_pose(np.array(said["T_ego_mount"], np.float64))
     size = {"width": int(width), "height": int(height), "fov": float(said["field_of_view"])}

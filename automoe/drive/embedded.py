@@ -12,9 +12,8 @@ from automoe.carla.run import LABELLED
 from automoe.data.sequences import NOTHING_SEEN, Observation, ambient_of
 from automoe.drive.leaderboard import RouteRecord
 from automoe.drive.referee import Referee
-from automoe.drive.simulator import observation_of
-from automoe.errors import WorldError
-from automoe.poses import LOOKING_FORWARD, pinhole
+from automoe.drive.simulator import camera_in, observation_of
+from automoe.poses import LOOKING_FORWARD, pinhole, upright
 from automoe.world.carla_writer import carla_weather
 from automoe.world.contacts import Obstacles
 from automoe.world.drive import STEP, Drive
@@ -29,10 +28,8 @@ if TYPE_CHECKING:
 
 
 def rig_camera(rig: Mapping[str, Any], name: str = LABELLED) -> Camera:
-    """A camera of a checkpoint's rig, mounted on the world's ego. Raises WorldError where the rig doesn't tell it."""
-    said = rig.get("cameras", {}).get(name)
-    if said is None:
-        raise WorldError(f"the checkpoint's rig has no {name} camera (it has {', '.join(rig.get('cameras', {}))})")
+    """A camera of a checkpoint's rig, mounted on the world's ego. Raises CheckpointError as `camera_in` does."""
+    said = camera_in(rig, name)
     height, width = said["size"]
     T_ego_mount = np.array(said["T_ego_mount"], np.float64)
     T_ego_cam = T_ego_mount.copy()
@@ -108,14 +105,11 @@ class EmbeddedSimulator:
 
     def observe(self) -> Observation:
         drive, car = self.drive, self.drive.car
-        pose = np.eye(4)
-        cos, sin = np.cos(car.yaw), np.sin(car.yaw)
-        pose[:2, :2], pose[:2, 3] = [[cos, -sin], [sin, cos]], car.middle
         weather = carla_weather(drive.scene.conditions)
         return observation_of(
             self.time,
             self._picture(),
-            pose,
+            upright(*car.middle, 0.0, car.yaw),
             float(np.hypot(*car.velocity)),
             car.yaw_rate,
             self.route,

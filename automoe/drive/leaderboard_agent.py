@@ -25,6 +25,7 @@ from automoe.data.sequences import NOTHING_SEEN
 from automoe.drive.carla_simulator import rig_sensor
 from automoe.drive.simulator import observation_of
 from automoe.errors import CheckpointError, DataError
+from automoe.poses import upright
 
 if TYPE_CHECKING:
     from automoe.drive.agent import ModelAgent
@@ -179,12 +180,9 @@ class LeaderboardDriver:
         speed = said[SPEED][1].get("speed") if SPEED in said else None
         self.speed = self.speed if speed is None else float(speed)
         degrees = np.array(said[GNSS][1][:2], np.float64) if GNSS in said else None
-        T_world_ego = np.eye(4)
-        cos, sin = math.cos(self.yaw), math.sin(self.yaw)
-        T_world_ego[:2, :2] = [[cos, -sin], [sin, cos]]
-        T_world_ego[:2, 3] = self.localiser.update(time, self.speed, self.yaw, degrees)
-        self.station = self.route.advance(T_world_ego[:2, 3], self.station)
-        return T_world_ego, yaw_rate
+        place = self.localiser.update(time, self.speed, self.yaw, degrees)
+        self.station = self.route.advance(place, self.station)
+        return upright(float(place[0]), float(place[1]), 0.0, self.yaw), yaw_rate
 
 
 def _picture(said: tuple[int, Any] | None) -> np.ndarray:

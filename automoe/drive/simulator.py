@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from automoe.data.sequences import ROUTE_POINTS, Observation
 from automoe.drive.leaderboard import RouteRecord
+from automoe.errors import CheckpointError
 from automoe.poses import into_frame
 from automoe.taxonomy import CARLA_COMMANDS
 from automoe.world.route import RouteGuide
@@ -48,6 +50,17 @@ class Agent(Protocol):
     def shown(self) -> dict[str, Any]:
         """What it thought at its last action, for pictures: nothing, or path, target_speed, weights and so on."""
         ...
+
+
+def camera_in(rig: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What a checkpoint's rig (`TrainedDriver.rig`) tells of a camera. Raises CheckpointError where it doesn't."""
+    cameras = rig.get("cameras", {})
+    if name not in cameras:
+        raise CheckpointError(
+            f"the checkpoint's rig has no {name} camera (it has {', '.join(cameras) or 'none'}); train it on a "
+            "prepared set that has one."
+        )
+    return cameras[name]
 
 
 def observation_of(

@@ -26,7 +26,7 @@ from automoe.carla.run import Frame, RunWriter, run_name
 from automoe.config import from_dict
 from automoe.errors import WorldError
 from automoe.image_boxes import visible_extent
-from automoe.poses import box_corners
+from automoe.poses import box_corners, upright
 from automoe.taxonomy import BDD_DETECTION, CARLA_COMMANDS, CARLA_TAGS, SEMANTIC
 from automoe.world.workers import begin, check_settings, make_pieces, settings_of, write_piece
 
@@ -318,7 +318,7 @@ class _Recorder:
 
     def _log(self, tick: int, control: Control) -> dict[str, Any]:
         drive, car, scene = self.drive, self.drive.car, self.drive.scene
-        location, rotation = say_pose(_pose(*car.middle, 0.0, car.yaw))
+        location, rotation = say_pose(upright(*car.middle, 0.0, car.yaw))
         velocity = np.array(car.velocity)
         vehicles = [actor for actor in scene.actors if actor.category in _VEHICLES]
         x, y = car.middle
@@ -476,7 +476,7 @@ def _type_id(actor: Actor) -> str:
 
 
 def _box3d(actor: Actor) -> dict[str, Any]:
-    location, rotation = say_pose(_pose(actor.x, actor.y, actor.z + actor.size[2] / 2, actor.yaw))
+    location, rotation = say_pose(upright(actor.x, actor.y, actor.z + actor.size[2] / 2, actor.yaw))
     length, width, height = actor.size
     return {
         "actor_id": actor.id,
@@ -488,11 +488,6 @@ def _box3d(actor: Actor) -> dict[str, Any]:
         "velocity": say_vector(np.zeros(2) if actor.parked else actor.velocity),
         "parked": actor.parked,
     }
-
-
-def _pose(x: float, y: float, z: float, yaw: float) -> np.ndarray:
-    cos, sin = np.cos(yaw), np.sin(yaw)
-    return np.array([[cos, -sin, 0, x], [sin, cos, 0, y], [0, 0, 1, z], [0, 0, 0, 1.0]])
 
 
 # ---------------------------------------------------------------- the end
