@@ -170,6 +170,8 @@ def test_which_ones_are_seen_from_aside_is_a_function_of_seed_and_index(info: Pr
     assert aside == ["aside" in name for name in names]
     assert 0.25 < np.mean(aside) < 0.75
     few = CarlaSequences(info.path, SequenceConfig(), shifted=0.5, seed=3, limit=4)
+    with pytest.raises(DataError, match="at least 1, not -1"):
+        CarlaSequences(info.path, SequenceConfig(), limit=-1)
     assert {few.moment(index) for index in range(len(few))} <= {data.moment(index) for index in range(len(data))}
     other = CarlaSequences(info.path, SequenceConfig(), shifted=0.5, seed=4)
     assert aside != [other.moment(index)[1] for index in range(len(other))]

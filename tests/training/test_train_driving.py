@@ -195,11 +195,13 @@ def test_a_policy_on_a_gate_keeps_the_gate(
     tmp_path: Path,
 ) -> None:
     assert run_here(words(GATING, data_root, tmp_path, gating_config(tmp_path, trained)))[0] == 0
-    gated = best(tmp_path, "gating_network")
-    flags = words(POLICY, data_root, tmp_path, policy_config(tmp_path), "--gating_checkpoint", str(gated.path))
-    code, _, err = run_here(flags)
+    gated, config = best(tmp_path, "gating_network"), policy_config(tmp_path)
+    flags = words(POLICY, data_root, tmp_path, config, "--gating_checkpoint", str(gated.path))
+    named = flags.index("--run_name")
+    code, _, err = run_here(flags[:named] + flags[named + 2 :])
     assert code == 0, err
-    policy = best(tmp_path, "carla_policy")
+    own = f"{config.stem}_gated"  # another one than that of a policy without experts
+    policy = load_driving_model(tmp_path / "models" / "checkpoints" / "carla_policy" / own / "best.pth")
     before, after = gated.model.state_dict(), policy.model.state_dict()
     assert before.keys() == after.keys()
     changed = {key.split(".")[0] for key, value in before.items() if not torch.equal(value, after[key])}
@@ -292,6 +294,11 @@ def test_the_script_checks_its_experts_and_writes_the_config(
     assert wrong.returncode == 2
     assert "batch_size" in wrong.stderr
     assert json.loads(config.read_text()) == four
+    odd = tmp_path / "odd.json"
+    odd.write_text("[]")
+    said = shell(odd, data_root, tmp_path)
+    assert said.returncode == 2
+    assert "odd.json must be an object of settings" in said.stderr
     epochs = tmp_path / "epochs.json"
     epochs.write_text(json.dumps(four))
     assert shell(epochs, data_root, tmp_path, EPOCHS="1", RUN_NAME="epochs", EXPERTS="mine").returncode == 0
