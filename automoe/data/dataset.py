@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import Dataset
 
 from automoe.data.images import decode_jpeg, decode_mask
-from automoe.data.prepared import PreparedInfo, open_rows
+from automoe.data.prepared import PreparedInfo, evenly, open_rows
 from automoe.data.transforms import Transform, move_boxes, warp_image, warp_mask
 from automoe.errors import DataError
 
@@ -74,11 +74,8 @@ class ImageDataset(ABC, Dataset[dict[str, Any]]):
         self, info: PreparedInfo, task: str, rows: np.ndarray, transform: Transform, seed: int, limit: int | None
     ) -> None:
         """rows: int64 [N], those of the set that count. limit: use only that many, spread evenly over them."""
-        if limit is not None and limit < 1:
-            raise DataError(f"the limit of samples must be at least 1, not {limit}")
         self.info, self.task, self.transform, self.seed = info, task, transform, seed
-        count = len(rows) if limit is None else min(limit, len(rows))
-        self._rows = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
+        self._rows = rows[evenly(len(rows), limit)]
         self._table: Any = open_rows(self.info.path)
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from automoe.data.images import decode_jpeg
-from automoe.data.prepared import PreparedInfo, open_rows
+from automoe.data.prepared import PreparedInfo, evenly, open_rows
 from automoe.errors import DataError
 from automoe.image_boxes import image_boxes
 from automoe.metrics.nuscenes import Boxes3D
@@ -160,10 +160,7 @@ class NuscenesRows:
         self.info = PreparedInfo.load(path)
         if self.info.task != TASK:
             raise DataError(f"{path} is prepared for {self.info.task}, not for {TASK}")
-        if limit is not None and limit < 1:
-            raise DataError(f"the limit of samples must be at least 1, not {limit}")
-        count = self.info.count if limit is None else min(limit, self.info.count)
-        self._numbers = np.linspace(0, self.info.count - 1, count).round().astype(np.int64)
+        self._numbers = evenly(self.info.count, limit)
         self._opened: Any = None
 
     def __len__(self) -> int:

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from automoe.data.raw_source import TASK_CLASSES, Quarantined, RawSource, find_source
@@ -211,6 +212,14 @@ def open_rows(path: Path) -> Any:
 
     datasets.disable_progress_bars()
     return datasets.load_from_disk(str(path), keep_in_memory=False)
+
+
+def evenly(count: int, limit: int | None, what: str = "samples") -> np.ndarray:
+    """Which of `count` samples, `what` to a person, are used, int64: all, or so many as a limit says, spread evenly
+    over them. Raises DataError for a limit below 1."""
+    if limit is not None and limit < 1:
+        raise DataError(f"the limit of {what} must be at least 1, not {limit}")
+    return np.linspace(0, count - 1, count if limit is None else min(limit, count)).round().astype(np.int64)
 
 
 # --- preparing ----------------------------------------------------------------------------------------------

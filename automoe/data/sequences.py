@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from automoe.carla import run
 from automoe.data.carla_prepared import TASK, TimeIndex
 from automoe.data.images import decode_jpeg
-from automoe.data.prepared import PreparedInfo, open_rows
+from automoe.data.prepared import PreparedInfo, evenly, open_rows
 from automoe.data.transforms import ColorConfig
 from automoe.errors import ConfigError, DataError
 from automoe.poses import into_frame
@@ -280,11 +280,8 @@ class CarlaSequences(Dataset[dict[str, Any]]):
             rows = rows[np.isin(self.times.words["route"][rows], list(routes))]
             if not len(rows):
                 raise DataError(f"{self.info.path} has no moments whose route is {' or '.join(routes)}")
-        if limit is not None and limit < 1:
-            raise DataError(f"the limit of moments must be at least 1, not {limit}")
         aside = np.random.default_rng([seed, 42]).uniform(size=len(rows)) < self.shifted
-        count = len(rows) if limit is None else min(limit, len(rows))
-        picked = np.linspace(0, len(rows) - 1, count).round().astype(np.int64)
+        picked = evenly(len(rows), limit, "moments")
         self.rows, self._from_aside = rows[picked], aside[picked]
         self._table: Any = open_rows(self.info.path)
 

@@ -309,7 +309,7 @@ def summarise_driver(results: Sequence[DriveResult], routes: int, seeds: Sequenc
     names = sorted({name for result in results for name in result.use})
     return {
         "driving_score": mean,
-        "half_width": half if math.isfinite(half) else None,
+        "half_width": _finite(half),
         "per_seed": dict(zip(map(str, seeds), each)),
         "route_completion": scores.route_completion,
         "success_rate": scores.success_rate,
@@ -331,7 +331,17 @@ def behind(first: Sequence[DriveResult], other: Sequence[DriveResult]) -> dict[s
     seeds, in the same traffic: the mean over these pairs and the half width of its 95 % interval."""
     own = {(one.route, one.seed): one.scored.driving_score for one in other}
     mean, half = t_interval([one.scored.driving_score - own[one.route, one.seed] for one in first])
-    return {"mean": mean, "half_width": half if math.isfinite(half) else None}
+    return {"mean": mean, "half_width": _finite(half)}
+
+
+def _finite(value: float) -> float | None:
+    """As JSON has it, which knows no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def outside_percent(per_km: Mapping[str, float], kilometres: float) -> float:
+    """The share of a way that lay outside its lanes, of what `leaderboard.summarise` says."""
+    return 100 * per_km[OUTSIDE] / max(kilometres, 0.001)
 
 
 def _milliseconds(seconds: Sequence[float]) -> float | None:
@@ -354,7 +364,7 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for name, one in summaries.items():
         hits = sum(value for kind, value in one["per_km"].items() if kind.startswith("collisions"))
-        outside = 100 * one["per_km"][OUTSIDE] / max(one["kilometres"], 0.001)
+        outside = outside_percent(one["per_km"], one["kilometres"])
         half = "" if one["half_width"] is None else f" +- {one['half_width']:.1f}"
         lines.append(
             f"{name:<22} {one['driving_score']:>7.1f}{half:<8} {one['route_completion']:>10.1f} "

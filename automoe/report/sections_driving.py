@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from automoe.drive.command import CARLA, EMBEDDED, SUMMARY
-from automoe.drive.evaluation import BUDGET
+from automoe.drive.evaluation import BUDGET, outside_percent
 from automoe.drive.leaderboard import FREE, LABELS, OUTSIDE, RouteRecord, read_results
 from automoe.drive.routes import GENERATED
 from automoe.errors import DataError
@@ -94,7 +94,7 @@ class Driver:
     @property
     def outside(self) -> float:
         """Per cent of its way that lay outside its lanes."""
-        return 100.0 * self.per_km[OUTSIDE] / max(self.kilometres, 0.001)
+        return outside_percent(self.per_km, self.kilometres)
 
     @property
     def other(self) -> float:

@@ -15,7 +15,7 @@ from automoe.metrics.planning import METRIC
 from automoe.report import charts
 from automoe.report.parts import NONE, Part, Row, Table, part_of_file, read_object
 from automoe.report.sections import as_fraction, chart
-from automoe.stages.gate_report import COLLAPSED, CONSTANT
+from automoe.stages.gate_report import COLLAPSED, CONSTANT, best_first
 
 MADE_BY = "`automoe gate --out`"
 
@@ -144,13 +144,9 @@ def _facts(gate: Gate) -> list[tuple[str, str]]:
 def _arms(gate: Gate) -> Table:
     """Every router, the smallest planning error first; the oracle, which has a loss alone, last."""
 
-    def place(arm: str) -> float:
-        error = gate.errors[arm].get(METRIC)
-        return math.inf if error is None else error
-
     tags = {gate.own: "the gate", gate.best_single: "best single", gate.best_pair: "best fixed pair"}
     rows = []
-    for arm in sorted(gate.errors, key=place):
+    for arm in best_first(gate.errors):
         errors = gate.errors[arm]
         told = errors.get("light_accuracy")
         cells = [

@@ -269,7 +269,8 @@ def _costs(model: DrivingModel, dataset: CarlaSequences, routers: Mapping[str, R
 def arm_table(said: Mapping[str, Any]) -> str:
     """The arms as text, the best planning error first."""
     lines = []
-    for name, errors in sorted(said["errors"].items(), key=lambda item: _last_without(item[1][METRIC])):
+    for name in best_first(said["errors"]):
+        errors = said["errors"][name]
         mark = {said["best single"]: " (best single)", said["best fixed pair"]: " (best fixed pair)"}.get(name, "")
         loss = f"loss {said['loss'][name]:.3f}" if name in said["loss"] else f"{'-':>10}"
         cost = said["cost"].get(name)
@@ -279,8 +280,14 @@ def arm_table(said: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _last_without(error: float | None) -> float:
-    return math.inf if error is None else error
+def best_first(errors: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """The arms with the smallest planning errors first; those that have none last."""
+
+    def place(arm: str) -> float:
+        error = errors[arm].get(METRIC)
+        return math.inf if error is None else error
+
+    return sorted(errors, key=place)
 
 
 def usage_table(said: Mapping[str, Any]) -> str:

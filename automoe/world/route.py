@@ -90,13 +90,17 @@ class RouteGuide:
         """The next points of the sparse plan, [count, 2]. Behind the last one they go straight on, one after every
         `TARGET_METRES`: recordings break off in the middle of their ways, so who has learnt from them has never seen a
         way end, and would stand there."""
-        rows = self._target_rows
-        tail, _ = polyline.sample(self.line, max(self.length - END_METRES, 0.0), self.along)
-        heading = (self.line[-1] - tail) / max(float(np.hypot(*(self.line[-1] - tail))), 1e-6)
         onward = TARGET_METRES * np.arange(1, count + 1)
-        stations = np.concatenate([self.along[rows], self.length + onward])
-        points = np.concatenate([self.line[rows], self.line[-1] + onward[:, None] * heading])
+        stations = np.concatenate([self.along[self._target_rows], self.length + onward])
+        points = np.concatenate([self.targets, self.line[-1] + onward[:, None] * self._last_heading])
         return points[stations > station + 4.0][:count]
+
+    @cached_property
+    def _last_heading(self) -> np.ndarray:
+        """The direction [2] in which the line ends."""
+        tail, _ = polyline.sample(self.line, max(self.length - END_METRES, 0.0), self.along)
+        way = self.line[-1] - tail
+        return way / max(float(np.hypot(*way)), 1e-6)
 
     def advance(self, point: np.ndarray, station: float) -> float:
         """The station of who is at a point [2] and was at `station` before: it never falls, and never jumps farther
